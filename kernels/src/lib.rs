@@ -1,0 +1,25 @@
+//! Numeric ops of the trainer: each one has a plain `f64` reference, a fast CPU version and a candle op with its
+//! backward pass. This is the only crate of the workspace that may use `unsafe`.
+
+pub mod adamw;
+pub mod attention;
+pub mod conv;
+pub mod cross_entropy;
+pub mod delta_rule;
+mod documents;
+mod error;
+pub mod fp8;
+mod frozen;
+pub mod gemm;
+pub mod grad_norm;
+pub mod lora_linear;
+pub mod moe;
+pub mod nf4;
+pub mod norm;
+pub mod op;
+pub mod rope;
+pub mod swiglu;
+
+pub use documents::{Document, Documents};
+pub use error::{Error, Result};
+pub use frozen::FrozenWeight;

@@ -1,0 +1,20 @@
+//! A run: data, model, steps, adapter. No network, no environment variables, no clock-dependent results.
+#![forbid(unsafe_code)]
+
+pub mod adapters;
+pub mod artifacts;
+pub mod batch;
+pub mod config;
+pub mod dataset;
+pub mod demo;
+mod error;
+pub mod events;
+pub mod lora;
+pub mod model;
+pub mod optim;
+pub mod run;
+pub mod schedule;
+pub mod step;
+pub mod weights;
+
+pub use error::{Error, Result};

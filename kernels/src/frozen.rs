@@ -59,6 +59,14 @@ impl FrozenWeight {
         }
     }
 
+    /// The values as `f32`, row-major, into a buffer of exactly `rows * columns` values.
+    pub fn decode_into(&self, out: &mut [f32]) {
+        match self {
+            Self::Plain { values, .. } => out.copy_from_slice(values),
+            Self::Nf4(matrix) => matrix.dequantize_into(out),
+        }
+    }
+
     /// The values as `f32`, owned only when they had to be decoded.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
         match self {

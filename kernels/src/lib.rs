@@ -6,6 +6,8 @@ pub mod attention;
 pub mod conv;
 pub mod cross_entropy;
 pub mod delta_rule;
+mod disjoint;
+pub mod dropout;
 mod documents;
 mod error;
 pub mod fp8;

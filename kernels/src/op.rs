@@ -16,14 +16,21 @@ pub(crate) fn slice<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layo
     }
 }
 
-/// Runs `f` on the values of a contiguous `f32` CPU tensor, without copying them.
-pub fn with_slice<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> candle_core::Result<T> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(cpu) => Ok(f(slice("with_slice", cpu, layout)?)),
-        _ => Err(candle_core::Error::Msg("with_slice needs a CPU tensor".into())),
+/// Runs `f` on the values of `f32` CPU tensors; only those that are not contiguous are copied.
+pub fn with_slices<const N: usize, T>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> T,
+) -> candle_core::Result<T> {
+    let owned = tensors.iter().map(|t| t.contiguous()).collect::<candle_core::Result<Vec<_>>>()?;
+    let guards: Vec<_> = owned.iter().map(Tensor::storage_and_layout).collect();
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (target, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        *target = match &**storage {
+            Storage::Cpu(cpu) => slice("with_slices", cpu, layout)?,
+            _ => return Err(candle_core::Error::Msg("this op needs CPU tensors".into())),
+        };
     }
+    Ok(f(slices))
 }
 
 /// A CPU tensor from values.

@@ -8,6 +8,7 @@ pub mod cross_entropy;
 pub mod delta_rule;
 mod documents;
 mod error;
+mod fast_math;
 pub mod fp8;
 mod frozen;
 pub mod gemm;
@@ -19,6 +20,8 @@ pub mod norm;
 pub mod op;
 pub mod rope;
 pub mod swiglu;
+#[cfg(test)]
+mod test_values;
 
 pub use documents::{Document, Documents};
 pub use error::{Error, Result};

@@ -10,6 +10,7 @@ mod disjoint;
 pub mod dropout;
 mod documents;
 mod error;
+mod fast_math;
 pub mod fp8;
 mod frozen;
 pub mod gemm;
@@ -21,6 +22,8 @@ pub mod norm;
 pub mod op;
 pub mod rope;
 pub mod swiglu;
+#[cfg(test)]
+mod test_values;
 
 pub use documents::{Document, Documents};
 pub use error::{Error, Result};

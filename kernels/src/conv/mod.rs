@@ -1,1 +1,3 @@
-//! (placeholder)
+//! (in the making)
+mod layout;
+pub use layout::HeadGroups;

@@ -6,7 +6,10 @@ use rayon::prelude::*;
 
 use super::reference::Heads;
 use crate::disjoint::Disjoint;
-use crate::gemm::{Accumulate::{Add, Overwrite}, MatMut, MatRef, Threads, gemm};
+use crate::gemm::{
+    Accumulate::{Add, Overwrite},
+    MatMut, MatRef, Threads, gemm,
+};
 use crate::{Document, Documents};
 
 /// Query rows per block: scores of a block stay in the L2 cache up to a few thousand keys.
@@ -61,7 +64,14 @@ fn scores(heads: &Heads, q: &[f32], k: &[f32], task: Task, block: &Block, head: 
 }
 
 /// The output `[N, query · width]` and the log-sum-exp of every row and head (`[N, query]`, empty unless `save`).
-pub(crate) fn forward(heads: &Heads, q: &[f32], k: &[f32], v: &[f32], documents: &Documents, save: bool) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn forward(
+    heads: &Heads,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    documents: &Documents,
+    save: bool,
+) -> (Vec<f32>, Vec<f32>) {
     let mut out = vec![0.0; q.len()];
     let mut log_sums = vec![0.0; if save { documents.tokens() * heads.query } else { 0 }];
     let (out_parts, log_parts) = (Disjoint::new(&mut out), Disjoint::new(&mut log_sums));
@@ -125,7 +135,12 @@ pub(crate) struct Forward<'a> {
 }
 
 /// Gradients of `q`, `k`, `v`.
-pub(crate) fn backward(heads: &Heads, pass: &Forward, documents: &Documents, dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+pub(crate) fn backward(
+    heads: &Heads,
+    pass: &Forward,
+    documents: &Documents,
+    dout: &[f32],
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let (mut dq, mut dk, mut dv) = (vec![0.0; pass.q.len()], vec![0.0; pass.k.len()], vec![0.0; pass.v.len()]);
     let parts = (Disjoint::new(&mut dq), Disjoint::new(&mut dk), Disjoint::new(&mut dv));
     tasks(documents, heads.key_value).par_iter().for_each(|&task| {
@@ -183,7 +198,14 @@ fn backward_block(
     let k_m = head_view(pass.k, heads.key_value, d, task.key_head, task.document.start, keys);
     let v_m = head_view(pass.v, heads.key_value, d, task.key_head, task.document.start, keys);
     let one = Threads::One;
-    gemm(MatMut::new(&mut dv[..keys * d], keys, d), Add, 1.0, MatRef::new(&scratch.weights, rows, keys).t(), dout_m, one);
+    gemm(
+        MatMut::new(&mut dv[..keys * d], keys, d),
+        Add,
+        1.0,
+        MatRef::new(&scratch.weights, rows, keys).t(),
+        dout_m,
+        one,
+    );
     scratch.dweights.resize(rows * keys, 0.0);
     gemm(MatMut::new(&mut scratch.dweights, rows, keys), Overwrite, 1.0, dout_m, v_m.t(), one);
     let scale = (d as f32).powf(-0.5);

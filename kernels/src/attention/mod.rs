@@ -79,3 +79,6 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, documents: &D
     let op = Attention { heads, documents: documents.clone(), save, log_sums: Mutex::default() };
     Ok(q.apply_op3_arc(k, v, Arc::new(Box::new(op)))?)
 }
+
+#[cfg(test)]
+mod tests;

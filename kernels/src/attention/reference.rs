@@ -24,7 +24,12 @@ fn weights(heads: &Heads, q: &[f64], k: &[f64], keys: std::ops::Range<usize>, t:
     let kv = head / (heads.query / heads.key_value);
     let scale = (d as f64).powf(-0.5);
     let scores: Vec<f64> = keys
-        .map(|s| scale * (0..d).map(|c| q[(t * heads.query + head) * d + c] * k[(s * heads.key_value + kv) * d + c]).sum::<f64>())
+        .map(|s| {
+            scale
+                * (0..d)
+                    .map(|c| q[(t * heads.query + head) * d + c] * k[(s * heads.key_value + kv) * d + c])
+                    .sum::<f64>()
+        })
         .collect();
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();

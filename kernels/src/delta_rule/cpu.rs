@@ -14,7 +14,10 @@ use rayon::prelude::*;
 use super::Parameters;
 use crate::Documents;
 use crate::disjoint::Disjoint;
-use crate::gemm::{Accumulate::{Add, Overwrite}, MatMut, MatRef, Threads, gemm};
+use crate::gemm::{
+    Accumulate::{Add, Overwrite},
+    MatMut, MatRef, Threads, gemm,
+};
 
 /// Tokens per chunk. 64 keeps the triangular solve small beside the products and all of a chunk in the L2 cache.
 pub(crate) const CHUNK: usize = 64;
@@ -144,7 +147,15 @@ fn inverse_length(x: &[f32]) -> f32 {
 }
 
 /// `X = V − E ⊙ (K S)`, with the recalled `K S` left in `recalled`.
-fn surprise(gates: &Gates, keys: &Keys, values: &[f32], state: &[f32], recalled: &mut [f32], dk: usize, dv: usize) -> Vec<f32> {
+fn surprise(
+    gates: &Gates,
+    keys: &Keys,
+    values: &[f32],
+    state: &[f32],
+    recalled: &mut [f32],
+    dk: usize,
+    dv: usize,
+) -> Vec<f32> {
     let rows = gates.beta.len();
     gemm(
         MatMut::new(recalled, rows, dv),
@@ -401,7 +412,14 @@ impl Walk<'_> {
         let mut dwritten = vec![0.0; rows * dv];
         let dout_m = MatRef::new(&dout, rows, dv);
         gemm(MatMut::new(&mut dwritten, rows, dv), Overwrite, 1.0, MatRef::new(&weights, rows, rows).t(), dout_m, one);
-        gemm(MatMut::new(&mut dwritten, rows, dv), Add, 1.0, MatRef::new(&kept, rows, dk), MatRef::new(dstate, dk, dv), one);
+        gemm(
+            MatMut::new(&mut dwritten, rows, dv),
+            Add,
+            1.0,
+            MatRef::new(&kept, rows, dk),
+            MatRef::new(dstate, dk, dv),
+            one,
+        );
 
         // State update: gradients of the kept keys and of the chunk's whole decay.
         let mut dkept = vec![0.0; rows * dk];
@@ -519,7 +537,8 @@ impl Walk<'_> {
         let scale = (dk as f32).powf(-0.5);
         for t in from..to {
             let i = t - from;
-            let parts = [(&keys.q, &dkeys.q, &keys.q_inverse, 0, scale), (&keys.k, &dkeys.k, &keys.k_inverse, key_offset, 1.0)];
+            let parts =
+                [(&keys.q, &dkeys.q, &keys.q_inverse, 0, scale), (&keys.k, &dkeys.k, &keys.k_inverse, key_offset, 1.0)];
             for (y, dy, inverse, offset, scale) in parts {
                 let (y, dy) = (&y[i * dk..][..dk], &dy[i * dk..][..dk]);
                 // `y` carries the scale once, so ⟨y, dy⟩ / scale² · scale = ⟨y, dy⟩ / scale.

@@ -72,10 +72,9 @@ impl Parameters {
             return Err(Error::shape(NAME, "value heads", "a multiple of the key heads", groups.value_heads));
         }
         let tokens = documents.tokens();
-        for (what, found, expected) in [
-            ("qkv", qkv.dims(), [tokens, self.qkv_width()]),
-            ("ba", ba.dims(), [tokens, 2 * groups.value_heads]),
-        ] {
+        for (what, found, expected) in
+            [("qkv", qkv.dims(), [tokens, self.qkv_width()]), ("ba", ba.dims(), [tokens, 2 * groups.value_heads])]
+        {
             if found != expected {
                 return Err(Error::shape(NAME, what, expected, found));
             }
@@ -151,3 +150,6 @@ pub fn delta_rule(qkv: &Tensor, ba: &Tensor, parameters: &Parameters, documents:
     let op = DeltaRule { parameters: parameters.clone(), documents: documents.clone(), saved: Mutex::new(None), save };
     Ok(qkv.apply_op2_arc(ba, Arc::new(Box::new(op)))?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,10 +130,7 @@ pub fn frozen_linear(x: &Tensor, linear: &FrozenLinear) -> Result<Tensor> {
 /// `x Wᵀ + bias + scale · drop(x) Aᵀ Bᵀ`.
 pub fn lora_linear(x: &Tensor, a: &Tensor, b: &Tensor, linear: &FrozenLinear, lora: Lora) -> Result<Tensor> {
     check_input(x, linear)?;
-    let shapes = [
-        ("A", a, [lora.rank, linear.weight.columns()]),
-        ("B", b, [linear.weight.rows(), lora.rank]),
-    ];
+    let shapes = [("A", a, [lora.rank, linear.weight.columns()]), ("B", b, [linear.weight.rows(), lora.rank])];
     for (what, matrix, expected) in shapes {
         expect_f32(NAME, what, matrix)?;
         if matrix.dims() != expected || lora.rank == 0 {
@@ -144,3 +141,6 @@ pub fn lora_linear(x: &Tensor, a: &Tensor, b: &Tensor, linear: &FrozenLinear, lo
     let op = Adapted { linear: linear.clone(), lora, save, down: Mutex::default() };
     Ok(x.apply_op3_arc(a, b, Arc::new(Box::new(op)))?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,9 +34,8 @@ pub fn forward(s: &Shape, x: &[f64], w: &[f64], bias: &[f64], a: &[f64], b: &[f6
             let base: f64 = (0..s.inputs).map(|i| x[n * s.inputs + i] * w[o * s.inputs + i]).sum();
             let update: f64 = (0..s.rank)
                 .map(|r| {
-                    let down: f64 = (0..s.inputs)
-                        .map(|i| mask[n * s.inputs + i] * x[n * s.inputs + i] * a[r * s.inputs + i])
-                        .sum();
+                    let down: f64 =
+                        (0..s.inputs).map(|i| mask[n * s.inputs + i] * x[n * s.inputs + i] * a[r * s.inputs + i]).sum();
                     down * b[o * s.rank + r]
                 })
                 .sum();

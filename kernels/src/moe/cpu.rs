@@ -88,7 +88,8 @@ pub(crate) fn forward(call: &Call, x: &[f32], weights: &[f32], lora: &[f32], sav
     let (hidden, inner, slots) = (call.hidden(), call.intermediate(), routing.chosen().len());
     let mut outputs = vec![0.0; slots * hidden];
     let mut gate_up = vec![0.0; slots * 2 * inner];
-    let tasks: Vec<_> = parts(&mut outputs, routing, hidden).into_iter().zip(parts(&mut gate_up, routing, 2 * inner)).collect();
+    let tasks: Vec<_> =
+        parts(&mut outputs, routing, hidden).into_iter().zip(parts(&mut gate_up, routing, 2 * inner)).collect();
     let low = tasks
         .into_par_iter()
         .enumerate()
@@ -193,12 +194,12 @@ pub(crate) fn backward(call: &Call, pass: &Backward, want_x: bool) -> Gradients 
             ExpertTask { index, gate_up, dx: want_x.then_some(dx), dweights, dlora }
         })
         .collect();
-    tasks
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each_init(|| (Scratch::default(), BackwardScratch::default()), |(scratch, own), task| {
+    tasks.into_par_iter().with_max_len(1).for_each_init(
+        || (Scratch::default(), BackwardScratch::default()),
+        |(scratch, own), task| {
             backward_expert(call, pass, task, scratch, own);
-        });
+        },
+    );
     let mut by_slot = vec![0.0; slots];
     (0..slots).for_each(|slot| by_slot[slot] = dweights[routing.position(slot)]);
     Gradients { x: want_x.then(|| combine(routing, &dx, hidden, None)), weights: by_slot, lora: dlora }
@@ -304,7 +305,9 @@ fn backward_expert(call: &Call, pass: &Backward, task: ExpertTask, scratch: &mut
         (projection, dlow)
     });
     // y = W h (+ update): ∂loss/∂w = ⟨dout, y⟩ = ⟨Wᵀ dout, h⟩, so the expert's output is not needed.
-    for ((dweight, dh), h) in task.dweights.iter_mut().zip(own.dhidden.chunks_exact(inner)).zip(scratch.hidden.chunks_exact(inner)) {
+    for ((dweight, dh), h) in
+        task.dweights.iter_mut().zip(own.dhidden.chunks_exact(inner)).zip(scratch.hidden.chunks_exact(inner))
+    {
         *dweight = dh.iter().zip(h).map(|(a, b)| a * b).sum();
     }
     scale_rows(&mut own.dhidden, inner, slots, pass.weights);
@@ -318,8 +321,11 @@ fn backward_expert(call: &Call, pass: &Backward, task: ExpertTask, scratch: &mut
 
     // Gate and up.
     own.dgate_up.resize(rows * 2 * inner, 0.0);
-    for ((dh, row), d) in
-        own.dhidden.chunks_exact(inner).zip(task.gate_up.chunks_exact(2 * inner)).zip(own.dgate_up.chunks_exact_mut(2 * inner))
+    for ((dh, row), d) in own
+        .dhidden
+        .chunks_exact(inner)
+        .zip(task.gate_up.chunks_exact(2 * inner))
+        .zip(own.dgate_up.chunks_exact_mut(2 * inner))
     {
         let (dgate, dup) = d.split_at_mut(inner);
         swiglu::backward_into(&row[..inner], &row[inner..], dh, dgate, dup);

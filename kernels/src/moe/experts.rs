@@ -189,8 +189,9 @@ mod tests {
     fn the_layout_has_no_gaps_and_no_overlaps() {
         let all = [Some((2, 1.0)), Some((2, 1.0)), Some((3, 0.5))];
         let layout = ExpertLoraLayout::new(8, 4, &[all, [None, Some((1, 1.0)), None], [None; 3]]);
-        let mut ranges: Vec<_> =
-            (0..3).flat_map(|e| layout.expert(e).projections().flat_map(|p| [p.a.clone(), p.b.clone()]).collect::<Vec<_>>()).collect();
+        let mut ranges: Vec<_> = (0..3)
+            .flat_map(|e| layout.expert(e).projections().flat_map(|p| [p.a.clone(), p.b.clone()]).collect::<Vec<_>>())
+            .collect();
         ranges.sort_by_key(|r| r.start);
         assert_eq!(ranges[0].start, 0);
         assert!(ranges.windows(2).all(|w| w[0].end == w[1].start));

@@ -66,11 +66,20 @@ impl Call {
             return Err(Error::shape(NAME, "an expert", (hidden, inner), (other.hidden(), other.intermediate())));
         }
         for projections in (0..count).map(|e| self.lora.expert(e)) {
-            for (p, inputs, outputs) in [(&projections.gate, hidden, inner), (&projections.up, hidden, inner), (&projections.down, inner, hidden)] {
+            for (p, inputs, outputs) in [
+                (&projections.gate, hidden, inner),
+                (&projections.up, hidden, inner),
+                (&projections.down, inner, hidden),
+            ] {
                 if let Some(p) = p
                     && (p.a.len(), p.b.len()) != (p.rank * inputs, p.rank * outputs)
                 {
-                    return Err(Error::shape(NAME, "LoRA sizes", (p.rank * inputs, p.rank * outputs), (p.a.len(), p.b.len())));
+                    return Err(Error::shape(
+                        NAME,
+                        "LoRA sizes",
+                        (p.rank * inputs, p.rank * outputs),
+                        (p.a.len(), p.b.len()),
+                    ));
                 }
             }
         }
@@ -144,3 +153,6 @@ pub fn experts(x: &Tensor, weights: &Tensor, lora: &Tensor, call: &Call) -> Resu
     let op = Experts { call: call.clone(), save, saved: Mutex::default() };
     Ok(x.apply_op3_arc(weights, lora, Arc::new(Box::new(op)))?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,14 @@ pub fn forward(experts: &[Expert], x: &[f64], weights: &[f64], chosen: &[u32], m
 }
 
 /// Gradients of [`forward`] for the output gradient `dy`.
-pub fn backward(experts: &[Expert], x: &[f64], weights: &[f64], chosen: &[u32], mask: Mask, dy: &[f64]) -> CallGradients {
+pub fn backward(
+    experts: &[Expert],
+    x: &[f64],
+    weights: &[f64],
+    chosen: &[u32],
+    mask: Mask,
+    dy: &[f64],
+) -> CallGradients {
     let hidden = experts[0][0].shape.inputs;
     let k = chosen.len() / (x.len() / hidden);
     let zeros = |p: &Projection| (vec![0.0; p.a.len()], vec![0.0; p.b.len()]);

@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn not_a_number_is_chosen_last_and_never_twice() {
-        let routing = Routing::from_logits(&[f32::NAN, 1.0, f32::NAN, 2.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN], 4, 3).unwrap();
+        let routing =
+            Routing::from_logits(&[f32::NAN, 1.0, f32::NAN, 2.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN], 4, 3)
+                .unwrap();
         assert_eq!(routing.chosen(), [3, 1, 0, 0, 1, 2]);
     }
 

@@ -1,0 +1,80 @@
+//! Blocked `f32` against the definition in `f64`.
+
+use candle_core::{Device, Tensor, Var};
+
+use super::{Heads, attention, reference};
+use crate::Documents;
+use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
+
+fn var(values: &[f64], rows: usize) -> Var {
+    let tensor = Tensor::from_vec(narrow(values), (rows, values.len() / rows), &Device::Cpu).unwrap();
+    Var::from_tensor(&tensor).unwrap()
+}
+
+fn check(heads: Heads, documents: &Documents) {
+    let n = documents.tokens();
+    let (wide, narrow_width) = (heads.query * heads.width, heads.key_value * heads.width);
+    let (q, k, v) = (uniform(n * wide, 1), uniform(n * narrow_width, 2), uniform(n * narrow_width, 3));
+    let dout = uniform(n * wide, 4);
+    let out = reference::forward(&heads, &q, &k, &v, documents);
+    let (dq, dk, dv) = reference::backward(&heads, &q, &k, &v, documents, &dout);
+    let (q, k, v) = (var(&q, n), var(&k, n), var(&v, n));
+    let found = attention(&q, &k, &v, heads, documents).unwrap();
+    assert_close("out", &found.flatten_all().unwrap().to_vec1().unwrap(), &out, 2e-6);
+    let seed = Tensor::from_vec(narrow(&dout), found.dims(), &Device::Cpu).unwrap();
+    let grads = (found * seed).unwrap().sum_all().unwrap().backward().unwrap();
+    for (what, var, expected) in [("dq", &q, dq), ("dk", &k, dk), ("dv", &v, dv)] {
+        let found = grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_close(what, &found, &expected, 3e-6);
+    }
+}
+
+#[test]
+fn equals_the_definition_at_many_lengths_and_heads() {
+    for length in [1, 2, 63, 64, 65, 127, 128, 129, 200] {
+        check(Heads { query: 4, key_value: 2, width: 8 }, &Documents::from_lengths(&[length]).unwrap());
+    }
+    check(Heads { query: 3, key_value: 3, width: 5 }, &Documents::from_lengths(&[70, 1, 64, 13]).unwrap());
+    check(Heads { query: 8, key_value: 1, width: 16 }, &Documents::from_lengths(&[64, 65]).unwrap());
+}
+
+#[test]
+fn padding_is_not_seen_and_gets_no_gradient_as_a_key() {
+    check(Heads { query: 4, key_value: 2, width: 8 }, &Documents::from_padded_lengths(&[(70, 41), (80, 80)]).unwrap());
+}
+
+#[test]
+fn the_boundary_matters() {
+    let heads = Heads { query: 2, key_value: 1, width: 4 };
+    let (q, k, v) = (var(&uniform(80 * 8, 1), 80), var(&uniform(80 * 4, 2), 80), var(&uniform(80 * 4, 3), 80));
+    let run = |lengths: &[usize]| {
+        let out = attention(&q, &k, &v, heads, &Documents::from_lengths(lengths).unwrap()).unwrap();
+        out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let (apart, joined) = (run(&[30, 50]), run(&[80]));
+    assert_eq!(apart[..240], joined[..240]);
+    assert_ne!(apart[240..], joined[240..]);
+}
+
+#[test]
+fn the_reference_gradient_is_the_derivative() {
+    let heads = Heads { query: 2, key_value: 1, width: 3 };
+    let documents = Documents::from_padded_lengths(&[(3, 3), (4, 3)]).unwrap();
+    let (q, k, v, dout) = (uniform(42, 1), uniform(21, 2), uniform(21, 3), uniform(42, 4));
+    let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
+        reference::forward(&heads, q, k, v, &documents).iter().zip(&dout).map(|(o, d)| o * d).sum()
+    };
+    let (dq, dk, dv) = reference::backward(&heads, &q, &k, &v, &documents, &dout);
+    assert_derivative("q", &q, &dq, |x| loss(x, &k, &v));
+    assert_derivative("k", &k, &dk, |x| loss(&q, x, &v));
+    assert_derivative("v", &v, &dv, |x| loss(&q, &k, x));
+}
+
+#[test]
+fn wrong_shapes_are_named() {
+    let documents = Documents::from_lengths(&[3]).unwrap();
+    let (q, k) = (var(&uniform(24, 1), 3), var(&uniform(12, 2), 3));
+    let heads = Heads { query: 2, key_value: 1, width: 4 };
+    assert!(attention(&q, &k, &q, heads, &documents).unwrap_err().to_string().contains("attention: v"));
+    assert!(attention(&q, &k, &k, Heads { query: 2, key_value: 0, width: 4 }, &documents).is_err());
+}

@@ -1,1 +1,8 @@
-//! (placeholder)
+//! From lines to batches: conversations, ChatML text with loss masks, token sequences, optimiser steps.
+
+pub mod batches;
+pub mod chatml;
+pub mod format;
+pub(crate) mod random;
+pub mod sequences;
+pub mod split;

@@ -33,6 +33,11 @@ pub fn with_slices<const N: usize, T>(
     Ok(f(slices))
 }
 
+/// [`with_slices`] for one tensor.
+pub fn with_slice<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> candle_core::Result<T> {
+    with_slices([tensor], |[values]| f(values))
+}
+
 /// A CPU tensor from values.
 pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &Device::Cpu)

@@ -21,6 +21,7 @@ pub mod nf4;
 pub mod norm;
 pub mod op;
 pub mod rope;
+pub mod seed;
 pub mod swiglu;
 #[cfg(test)]
 mod test_values;

@@ -1,7 +1,10 @@
 //! What every candle op of this crate shares: reading a contiguous `f32` argument, and knowing whether a gradient is
 //! wanted at all.
 
-use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
+use std::cell::Cell;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Shape, Storage, Tensor};
 
 use crate::{Error, Result};
 
@@ -36,6 +39,30 @@ pub fn with_slices<const N: usize, T>(
 /// [`with_slices`] for one tensor.
 pub fn with_slice<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> candle_core::Result<T> {
     with_slices([tensor], |[values]| f(values))
+}
+
+/// Changes the values of a contiguous `f32` CPU tensor where they are.
+pub fn update_in_place<T>(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<()> {
+    struct Update<F>(Cell<Option<F>>);
+    impl<T, F: FnOnce(&mut [f32]) -> Result<T>> InplaceOp1 for Update<F> {
+        fn name(&self) -> &'static str {
+            "update-in-place"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            let CpuStorage::F32(values) = storage else {
+                return Err(Error::shape(self.name(), "tensor", DType::F32, storage.dtype()).into());
+            };
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                return Err(Error::invalid(self.name(), "needs a contiguous tensor").into());
+            };
+            if let Some(change) = self.0.take() {
+                change(&mut values[start..end])?;
+            }
+            Ok(())
+        }
+    }
+    Ok(tensor.inplace_op1(&Update(Cell::new(Some(change))))?)
 }
 
 /// A CPU tensor from values.

@@ -1,1 +1,276 @@
-//! (placeholder)
+//! The trainable parameters of a run: one pair of matrices per adapted linear, and one flat parameter per layer for
+//! all its routed experts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use brightrun_kernels::dropout::splitmix;
+use brightrun_kernels::moe::{ExpertLoraLayout, ExpertProjection, ExpertRanks};
+use candle_core::{Device, Tensor, Var};
+
+use crate::config::ModelConfig;
+use crate::lora::{AdapterTensors, LoraPlan, Matrix, ModuleLora};
+use crate::weights::expected_tensors;
+use crate::{Error, Result};
+
+/// LoRA of one linear.
+#[derive(Debug, Clone)]
+pub struct DenseAdapter {
+    /// `A [rank, in]`.
+    pub a: Var,
+    /// `B [out, rank]`.
+    pub b: Var,
+    /// Rank of the update.
+    pub rank: usize,
+    /// Factor of the update.
+    pub scale: f32,
+    /// Names the module in dropout keys.
+    pub id: u64,
+}
+
+/// LoRA of all routed experts of a layer.
+#[derive(Debug, Clone)]
+pub struct ExpertAdapter {
+    /// Every expert's matrices, see [`ExpertLoraLayout`].
+    pub values: Var,
+    /// Where they are.
+    pub layout: Arc<ExpertLoraLayout>,
+    /// Names the module in dropout keys.
+    pub id: u64,
+}
+
+/// One trainable tensor: what the optimiser and the gradients are indexed by.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// The values.
+    pub var: Var,
+    /// The path of the module, as in the base model's tensor names; for routed experts that of the list of experts.
+    pub path: String,
+    /// For routed experts, where each expert's values are.
+    pub experts: Option<Arc<ExpertLoraLayout>>,
+}
+
+/// All trainable parameters, by module.
+#[derive(Debug, Clone)]
+pub struct Adapters {
+    plan: LoraPlan,
+    dense: BTreeMap<String, DenseAdapter>,
+    experts: BTreeMap<String, ExpertAdapter>,
+}
+
+/// `model.layers.0.mlp.experts.3.gate_proj` -> (`model.layers.0.mlp.experts`, 3, 0).
+fn expert_module(path: &str) -> Option<(&str, usize, usize)> {
+    let (rest, leaf) = path.rsplit_once('.')?;
+    let (list, index) = rest.rsplit_once('.')?;
+    let which = ["gate_proj", "up_proj", "down_proj"].iter().position(|name| *name == leaf)?;
+    list.ends_with(".experts").then_some(())?;
+    Some((list, index.parse().ok()?, which))
+}
+
+fn module_id(path: &str) -> u64 {
+    path.bytes().fold(0, |state, byte| splitmix(state ^ u64::from(byte)))
+}
+
+/// Deterministic uniform values in `(-bound, bound)`.
+fn uniform(count: usize, bound: f64, seed: u64) -> Vec<f32> {
+    let draw = |index: usize| (splitmix(seed ^ splitmix(index as u64)) >> 11) as f64 / (1u64 << 53) as f64;
+    (0..count).map(|index| ((2.0 * draw(index) - 1.0) * bound) as f32).collect()
+}
+
+fn projection(layout: &ExpertLoraLayout, expert: usize, which: usize) -> Option<&ExpertProjection> {
+    let own = layout.expert(expert);
+    [&own.gate, &own.up, &own.down][which].as_ref()
+}
+
+// === impl Adapters ===
+
+impl Adapters {
+    /// No trainable parameters: the base model alone.
+    pub fn none() -> Self {
+        Self { plan: LoraPlan::default(), dense: BTreeMap::new(), experts: BTreeMap::new() }
+    }
+
+    /// Freshly initialised as PEFT does: `A` uniform in ±1/√in (drawn from `seed` and the module's name), `B` zero.
+    pub fn new(config: &ModelConfig, plan: &LoraPlan, seed: u64) -> Result<Self> {
+        Self::build(config, plan, |module, inputs, outputs| {
+            let bound = (inputs as f64).powf(-0.5);
+            let a = uniform(module.rank * inputs, bound, splitmix(seed) ^ module_id(&module.path));
+            Ok((a, vec![0.0; outputs * module.rank]))
+        })
+    }
+
+    /// With the values of a file.
+    pub fn from_tensors(config: &ModelConfig, plan: &LoraPlan, tensors: &AdapterTensors) -> Result<Self> {
+        Self::build(config, plan, |module, inputs, outputs| {
+            let (a, b) = tensors
+                .get(&module.path)
+                .ok_or_else(|| Error::Invalid(format!("the adapter has no matrices for {}", module.path)))?;
+            let expected = ((module.rank, inputs), (outputs, module.rank));
+            let found = ((a.rows, a.columns), (b.rows, b.columns));
+            if found != expected {
+                return Err(Error::Invalid(format!(
+                    "{}: expected A and B of shapes {expected:?}, found {found:?}",
+                    module.path
+                )));
+            }
+            Ok((a.values.clone(), b.values.clone()))
+        })
+    }
+
+    fn build(
+        config: &ModelConfig,
+        plan: &LoraPlan,
+        values: impl Fn(&ModuleLora, usize, usize) -> Result<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Self> {
+        let shapes: HashMap<String, Vec<usize>> =
+            expected_tensors(config).into_iter().map(|spec| (spec.name, spec.shape)).collect();
+        let mut dense = BTreeMap::new();
+        let mut by_list: BTreeMap<&str, Vec<(usize, usize, &ModuleLora)>> = BTreeMap::new();
+        for module in &plan.modules {
+            if let Some((list, expert, which)) = expert_module(&module.path) {
+                by_list.entry(list).or_default().push((expert, which, module));
+                continue;
+            }
+            let (inputs, outputs) = linear_shape(config, &shapes, &module.path)?;
+            let (a, b) = values(module, inputs, outputs)?;
+            dense.insert(
+                module.path.clone(),
+                DenseAdapter {
+                    a: variable(a, &[module.rank, inputs])?,
+                    b: variable(b, &[outputs, module.rank])?,
+                    rank: module.rank,
+                    scale: module.scale as f32,
+                    id: module_id(&module.path),
+                },
+            );
+        }
+        let mut experts = BTreeMap::new();
+        let (hidden, inner) = (config.hidden_size, config.moe.intermediate_size);
+        for (list, modules) in by_list {
+            let mut ranks: Vec<ExpertRanks> = vec![[None; 3]; config.moe.experts];
+            for (expert, which, module) in &modules {
+                let own = ranks.get_mut(*expert).ok_or_else(|| {
+                    Error::Invalid(format!("{}: the model has {} experts", module.path, config.moe.experts))
+                })?;
+                own[*which] = Some((module.rank, module.scale as f32));
+            }
+            let layout = ExpertLoraLayout::new(hidden, inner, &ranks);
+            let mut flat = vec![0.0; layout.len()];
+            for (expert, which, module) in modules {
+                let (inputs, outputs) = if which == 2 { (inner, hidden) } else { (hidden, inner) };
+                let (a, b) = values(module, inputs, outputs)?;
+                if let Some(place) = projection(&layout, expert, which) {
+                    flat[place.a.clone()].copy_from_slice(&a);
+                    flat[place.b.clone()].copy_from_slice(&b);
+                }
+            }
+            let length = layout.len();
+            let adapter = ExpertAdapter { values: variable(flat, &[length])?, layout: layout.into(), id: module_id(list) };
+            experts.insert(list.to_string(), adapter);
+        }
+        Ok(Self { plan: plan.clone(), dense, experts })
+    }
+
+    /// The LoRA of a linear, if it is adapted.
+    pub fn dense(&self, path: &str) -> Option<&DenseAdapter> {
+        self.dense.get(path)
+    }
+
+    /// The LoRA of a layer's experts, if any is adapted.
+    pub fn experts(&self, path: &str) -> Option<&ExpertAdapter> {
+        self.experts.get(path)
+    }
+
+    /// What was planned.
+    pub fn plan(&self) -> &LoraPlan {
+        &self.plan
+    }
+
+    /// Every trainable tensor, in a fixed order.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let dense = self.dense.iter().flat_map(|(path, adapter)| {
+            [&adapter.a, &adapter.b].map(|var| Parameter { var: var.clone(), path: path.clone(), experts: None })
+        });
+        let experts = self.experts.iter().map(|(path, adapter)| Parameter {
+            var: adapter.values.clone(),
+            path: path.clone(),
+            experts: Some(adapter.layout.clone()),
+        });
+        dense.chain(experts).collect()
+    }
+
+    /// Number of trainable values.
+    pub fn parameter_count(&self) -> u64 {
+        self.parameters().iter().map(|p| p.var.elem_count() as u64).sum()
+    }
+
+    /// The matrices of every module, as they stand.
+    pub fn tensors(&self) -> Result<AdapterTensors> {
+        self.split(|var| Ok(var.as_tensor().clone()))
+    }
+
+    /// Per-module matrices of anything that has the parameters' shapes (values, gradients).
+    pub fn split(&self, of: impl Fn(&Var) -> Result<Tensor>) -> Result<AdapterTensors> {
+        let mut out = AdapterTensors::new();
+        let flat = |var: &Var| -> Result<Vec<f32>> { Ok(of(var)?.flatten_all()?.to_vec1::<f32>()?) };
+        for (path, adapter) in &self.dense {
+            let matrix = |var: &Var| -> Result<Matrix> {
+                let (rows, columns) = var.dims2()?;
+                Ok(Matrix { rows, columns, values: flat(var)? })
+            };
+            out.insert(path.clone(), (matrix(&adapter.a)?, matrix(&adapter.b)?));
+        }
+        for (list, adapter) in &self.experts {
+            let values = flat(&adapter.values)?;
+            for expert in 0..adapter.layout.experts() {
+                for (which, name) in ["gate_proj", "up_proj", "down_proj"].into_iter().enumerate() {
+                    let Some(place) = projection(&adapter.layout, expert, which) else { continue };
+                    let cut = |range: std::ops::Range<usize>, rows: usize| Matrix {
+                        rows,
+                        columns: range.len() / rows,
+                        values: values[range].to_vec(),
+                    };
+                    let outputs = place.b.len() / place.rank;
+                    let pair = (cut(place.a.clone(), place.rank), cut(place.b.clone(), outputs));
+                    out.insert(format!("{list}.{expert}.{name}"), pair);
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn linear_shape(config: &ModelConfig, shapes: &HashMap<String, Vec<usize>>, path: &str) -> Result<(usize, usize)> {
+    match shapes.get(&format!("{path}.weight")).map(Vec::as_slice) {
+        Some(&[outputs, inputs]) => Ok((inputs, outputs)),
+        // A tied head has no tensor of its own.
+        None if path == "lm_head" && config.tie_word_embeddings => Ok((config.hidden_size, config.vocab_size)),
+        _ => Err(Error::Invalid(format!("{path} is not a linear layer of this model"))),
+    }
+}
+
+fn variable(values: Vec<f32>, dims: &[usize]) -> Result<Var> {
+    Ok(Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expert_paths_are_told_from_others() {
+        assert_eq!(expert_module("model.layers.1.mlp.experts.12.down_proj"), Some(("model.layers.1.mlp.experts", 12, 2)));
+        assert_eq!(expert_module("model.layers.1.mlp.shared_expert.down_proj"), None);
+        assert_eq!(expert_module("model.layers.1.mlp.gate"), None);
+    }
+
+    #[test]
+    fn initial_values_fill_their_range() {
+        let values = uniform(10_000, 0.5, 3);
+        let mean: f32 = values.iter().sum::<f32>() / 10_000.0;
+        let square: f32 = values.iter().map(|v| v * v).sum::<f32>() / 10_000.0;
+        assert!(mean.abs() < 0.01 && (square - 0.25 / 3.0).abs() < 0.003, "{mean} {square}");
+        assert!(values.iter().all(|v| v.abs() < 0.5));
+        assert_ne!(values, uniform(10_000, 0.5, 4));
+    }
+}

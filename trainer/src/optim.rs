@@ -1,1 +1,160 @@
-//! (placeholder)
+//! AdamW over the adapters, after clipping by the global norm.
+//!
+//! A routed expert without a row in any micro-batch of the step is by default left alone, moments and all
+//! ([`UnhitExperts::Skip`], what PEFT does when each expert is a module of its own); [`UnhitExperts::Zero`] gives it a
+//! zero gradient, so that its momentum moves it on (what fused experts do).
+
+use std::ops::Range;
+
+use brightrun_kernels::adamw::{self, Hyper, Moments};
+use brightrun_kernels::grad_norm::{clip_factor, sum_of_squares};
+use brightrun_kernels::op::{update_in_place, with_slice};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::adapters::{Adapters, Parameter};
+use crate::step::Gradients;
+
+/// What happens to a routed expert that had no row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnhitExperts {
+    /// It is left alone.
+    #[default]
+    Skip,
+    /// Its gradient is zero.
+    Zero,
+}
+
+/// How the moments are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// `f32`.
+    #[default]
+    AdamW,
+    /// 8 bits with a scale per block of 256.
+    AdamW8bit,
+}
+
+/// Settings that do not change during a run; the learning rate comes with each step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerOptions {
+    /// How the moments are kept.
+    pub kind: OptimizerKind,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; `None` leaves them.
+    pub max_gradient_norm: Option<f64>,
+    /// What happens to a routed expert that had no row.
+    pub unhit_experts: UnhitExperts,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::AdamW,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_gradient_norm: Some(1.0),
+            unhit_experts: UnhitExperts::Skip,
+        }
+    }
+}
+
+/// The moments of one matrix pair or one expert, and how often they were updated.
+#[derive(Debug)]
+struct Segment {
+    range: Range<usize>,
+    moments: Moments,
+    updates: u64,
+}
+
+/// AdamW with its state.
+#[derive(Debug)]
+pub struct Optimizer {
+    options: OptimizerOptions,
+    segments: Vec<Vec<Segment>>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Global norm of the gradients before clipping.
+    pub gradient_norm: f64,
+}
+
+fn ranges(parameter: &Parameter) -> Vec<Range<usize>> {
+    match &parameter.experts {
+        Some(layout) => (0..layout.experts()).map(|expert| layout.range(expert)).collect(),
+        None => std::iter::once(0..parameter.var.elem_count()).collect(),
+    }
+}
+
+// === impl Optimizer ===
+
+impl Optimizer {
+    /// With empty moments.
+    pub fn new(adapters: &Adapters, options: OptimizerOptions) -> Self {
+        let segment = |range: Range<usize>| {
+            let moments = match options.kind {
+                OptimizerKind::AdamW => Moments::full(range.len()),
+                OptimizerKind::AdamW8bit => Moments::blockwise(range.len()),
+            };
+            Segment { range, moments, updates: 0 }
+        };
+        let segments = adapters.parameters().iter().map(|p| ranges(p).into_iter().map(segment).collect()).collect();
+        Self { options, segments }
+    }
+
+    /// Bytes of the moments.
+    pub fn bytes(&self) -> usize {
+        self.segments.iter().flatten().map(|segment| segment.moments.bytes()).sum()
+    }
+
+    /// Clips the gradients and updates every parameter.
+    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<StepOutcome> {
+        let mut squares = 0.0;
+        for (_, gradient, _) in gradients.iter() {
+            if let Some(gradient) = gradient {
+                squares += with_slice(gradient, sum_of_squares)?;
+            }
+        }
+        let gradient_norm = squares.sqrt();
+        let scale = self.options.max_gradient_norm.map_or(1.0, |max| clip_factor(gradient_norm, max));
+        let hyper = Hyper {
+            learning_rate,
+            beta1: self.options.beta1,
+            beta2: self.options.beta2,
+            epsilon: self.options.epsilon,
+            weight_decay: self.options.weight_decay,
+        };
+        for ((parameter, gradient, hits), segments) in gradients.iter().zip(&mut self.segments) {
+            let Some(gradient) = gradient else { continue };
+            let skip = self.options.unhit_experts == UnhitExperts::Skip;
+            with_slice(gradient, |gradient| {
+                update_in_place(parameter.var.as_tensor(), |values| {
+                    for (index, segment) in segments.iter_mut().enumerate() {
+                        if segment.range.is_empty() || (skip && hits.get(index) == Some(&false)) {
+                            continue;
+                        }
+                        segment.updates += 1;
+                        let range = segment.range.clone();
+                        let (values, gradient) = (&mut values[range.clone()], &gradient[range]);
+                        adamw::step(values, gradient, &mut segment.moments, segment.updates, scale, &hyper)?;
+                    }
+                    Ok(())
+                })
+            })??;
+        }
+        Ok(StepOutcome { gradient_norm })
+    }
+}

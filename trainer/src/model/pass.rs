@@ -1,0 +1,56 @@
+//! What a forward pass knows besides its tensors: the packed row's documents and positions, and the dropout's key.
+
+use std::sync::Arc;
+
+use brightrun_kernels::Documents;
+use brightrun_kernels::dropout::Dropout;
+use brightrun_kernels::rope::RopeTable;
+use candle_core::{Device, Tensor};
+
+use super::linear::keyed;
+use crate::Result;
+
+/// Dropout on the LoRA path for one micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PassDropout {
+    /// Chance of an element to be dropped.
+    pub probability: f32,
+    /// The run's seed, step and micro-batch mixed into one number.
+    pub key: u64,
+}
+
+/// One forward pass over one packed row. A recomputed layer gets the same pass, and so the same masks.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    pub(super) documents: Documents,
+    pub(super) positions: Arc<[u32]>,
+    pub(super) rope: RopeTable,
+    /// `[N, 1]`, 0 at padding; only when there is any.
+    pub(super) validity: Option<Tensor>,
+    dropout: Option<PassDropout>,
+}
+
+impl Pass {
+    pub(super) fn new(documents: &Documents, rope: RopeTable, dropout: Option<PassDropout>) -> Result<Self> {
+        let validity = match documents.has_padding() {
+            true => Some(Tensor::from_vec(documents.validity(), (documents.tokens(), 1), &Device::Cpu)?),
+            false => None,
+        };
+        Ok(Self {
+            documents: documents.clone(),
+            positions: documents.positions().into(),
+            rope,
+            validity,
+            dropout: dropout.filter(|d| d.probability > 0.0),
+        })
+    }
+
+    pub(super) fn dropout(&self, id: u64) -> Option<Dropout> {
+        self.dropout.map(|d| keyed(d.probability, d.key, id, 0))
+    }
+
+    /// Dropout of gate, up and down of routed experts.
+    pub(super) fn expert_dropout(&self, id: u64) -> Option<[Dropout; 3]> {
+        self.dropout.map(|d| [1, 2, 3].map(|which| keyed(d.probability, d.key, id, which)))
+    }
+}

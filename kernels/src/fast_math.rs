@@ -66,7 +66,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let p = (p * (r * r) + r) + 1.0;
     // 2^n in two factors, since n reaches 128 above and the subnormal numbers below.
     let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
@@ -134,22 +134,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         },
         #[inline(always)]
         |i| a[i] * b[i],
-    )
-}
-
-/// `Σ a·b·c`. The slices must have one length.
-#[inline(always)]
-pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    let (b, c) = (&b[..a.len()], &c[..a.len()]);
-    lane_sum(
-        a.len(),
-        #[inline(always)]
-        |start| {
-            let (a, b, c) = (&a[start..start + LANES], &b[start..start + LANES], &c[start..start + LANES]);
-            std::array::from_fn(|i| a[i] * b[i] * c[i])
-        },
-        #[inline(always)]
-        |i| a[i] * b[i] * c[i],
     )
 }
 
@@ -265,7 +249,6 @@ mod tests {
             // Small integers: every partial sum is exact.
             assert_eq!(sum(&a), a.iter().sum::<f32>());
             assert_eq!(dot(&a, &b), a.iter().zip(&b).map(|(x, y)| x * y).sum::<f32>());
-            assert_eq!(dot3(&a, &b, &b), a.iter().zip(&b).map(|(x, y)| x * y * y).sum::<f32>());
             assert_eq!(largest(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
     }

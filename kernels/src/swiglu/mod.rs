@@ -12,8 +12,6 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Error, Result};
 
-pub(crate) use cpu::{backward_into, forward_into};
-
 const SWIGLU: &str = "swiglu";
 const SCALE: &str = "sigmoid row scale";
 

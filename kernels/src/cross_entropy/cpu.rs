@@ -1,0 +1,203 @@
+//! The fused projection and cross entropy on `f32`: for one chunk of rows at a time the logits are made, turned into
+//! their own gradient in place, and used up.
+
+use rayon::prelude::*;
+
+use crate::fast_math::{exp, largest, sum, vectorised};
+use crate::gemm::{Accumulate, MatMut, MatRef, Threads, gemm};
+
+/// A LoRA pair on the output projection.
+#[derive(Debug, Clone, Copy)]
+pub struct Lora<'a> {
+    /// `[rank, width]`.
+    pub a: &'a [f32],
+    /// `[vocabulary, rank]`.
+    pub b: &'a [f32],
+    /// Size of the pair.
+    pub rank: usize,
+    /// Factor of the pair's contribution.
+    pub scale: f32,
+}
+
+/// Checked arguments.
+#[derive(Debug, Clone, Copy)]
+pub struct Arguments<'a> {
+    /// `[rows, width]`.
+    pub hidden: &'a [f32],
+    /// Size of a row.
+    pub width: usize,
+    /// `[vocabulary, width]`.
+    pub weight: &'a [f32],
+    /// Number of classes.
+    pub vocabulary: usize,
+    /// The adapter of the projection, if it has one.
+    pub lora: Option<Lora<'a>>,
+    /// Rows that count, with their targets below `vocabulary`, in order.
+    pub kept: &'a [(usize, u32)],
+    /// Rows whose logits exist at the same time.
+    pub chunk_rows: usize,
+}
+
+/// Which gradients to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// That of the rows.
+    pub hidden: bool,
+    /// Those of the LoRA pair.
+    pub lora: bool,
+}
+
+/// The summed loss, and the gradients that were wanted (empty otherwise).
+#[derive(Debug, Clone, Default)]
+pub struct Loss {
+    /// Sum over the kept rows.
+    pub loss: f64,
+    /// `[rows, width]`, zero for rows that do not count.
+    pub d_hidden: Vec<f32>,
+    /// `[rank, width]`.
+    pub d_a: Vec<f32>,
+    /// `[vocabulary, rank]`.
+    pub d_b: Vec<f32>,
+}
+
+/// Buffers of one chunk, reused by the next.
+struct Scratch {
+    /// Gathered rows `[chunk, width]`.
+    rows: Vec<f32>,
+    /// Logits, then their gradient `[chunk, vocabulary]`.
+    logits: Vec<f32>,
+    /// `rows · Aᵀ`, `[chunk, rank]`.
+    inner: Vec<f32>,
+    /// `scale · d_logits · B`, `[chunk, rank]`.
+    d_inner: Vec<f32>,
+    /// Gradient of the gathered rows.
+    d_rows: Vec<f32>,
+}
+
+/// Sum of the cross entropies, with the wanted gradients from the same pass.
+pub fn loss(arguments: &Arguments<'_>, wanted: Wanted) -> Loss {
+    let Arguments { hidden, width, vocabulary, lora, kept, chunk_rows, .. } = *arguments;
+    let rank = lora.map_or(0, |l| l.rank);
+    let wanted = Wanted { lora: wanted.lora && lora.is_some(), ..wanted };
+    let mut out = Loss::default();
+    if wanted.hidden {
+        out.d_hidden = vec![0.0; hidden.len()];
+    }
+    if wanted.lora {
+        out.d_a = vec![0.0; rank * width];
+        out.d_b = vec![0.0; vocabulary * rank];
+    }
+    let most = chunk_rows.min(kept.len());
+    let mut scratch = Scratch {
+        rows: vec![0.0; most * width],
+        logits: vec![0.0; most * vocabulary],
+        inner: vec![0.0; most * rank],
+        d_inner: vec![0.0; most * rank],
+        d_rows: vec![0.0; if wanted.hidden { most * width } else { 0 }],
+    };
+    for chunk in kept.chunks(chunk_rows) {
+        make_logits(arguments, chunk, &mut scratch);
+        let with_gradient = wanted.hidden || wanted.lora;
+        // Added up in row order, whoever computed them.
+        let losses: Vec<f64> = scratch.logits[..chunk.len() * vocabulary]
+            .par_chunks_exact_mut(vocabulary)
+            .zip(chunk)
+            .map(|(row, &(_, target))| row_loss(row, target as usize, with_gradient))
+            .collect();
+        out.loss += losses.iter().sum::<f64>();
+        if with_gradient {
+            add_gradients(arguments, chunk, wanted, &mut scratch, &mut out);
+        }
+    }
+    out
+}
+
+/// `logits = rows · Wᵀ + scale · (rows · Aᵀ) · Bᵀ`.
+fn make_logits(arguments: &Arguments<'_>, chunk: &[(usize, u32)], scratch: &mut Scratch) {
+    let Arguments { hidden, width, weight, vocabulary, lora, .. } = *arguments;
+    let count = chunk.len();
+    for (target, &(row, _)) in scratch.rows.chunks_exact_mut(width).zip(chunk) {
+        target.copy_from_slice(&hidden[row * width..(row + 1) * width]);
+    }
+    let rows = MatRef::new(&scratch.rows[..count * width], count, width);
+    let logits = &mut scratch.logits[..count * vocabulary];
+    let weight = MatRef::new(weight, vocabulary, width);
+    let dst = MatMut::new(logits, count, vocabulary);
+    gemm(dst, Accumulate::Overwrite, 1.0, rows, weight.t(), Threads::All);
+    if let Some(Lora { a, b, rank, scale }) = lora {
+        let inner = &mut scratch.inner[..count * rank];
+        let a = MatRef::new(a, rank, width);
+        gemm(MatMut::new(inner, count, rank), Accumulate::Overwrite, 1.0, rows, a.t(), Threads::All);
+        let (inner, b) = (MatRef::new(inner, count, rank), MatRef::new(b, vocabulary, rank));
+        gemm(MatMut::new(logits, count, vocabulary), Accumulate::Add, scale, inner, b.t(), Threads::All);
+    }
+}
+
+/// Turns one row of logits into `softmax - onehot(target)` (if wanted) and returns its cross entropy.
+fn row_loss(row: &mut [f32], target: usize, with_gradient: bool) -> f64 {
+    /// Partial sums in `f32` stay this short; they are added up in `f64`.
+    const BLOCK: usize = 4096;
+    vectorised(
+        #[inline(always)]
+        || {
+            let (top, chosen) = (largest(row), row[target]);
+            let mut total = 0.0f64;
+            for block in row.chunks_mut(BLOCK) {
+                for value in block.iter_mut() {
+                    *value = exp(*value - top);
+                }
+                total += f64::from(sum(block));
+            }
+            if with_gradient {
+                let inverse = (1.0 / total) as f32;
+                for value in row.iter_mut() {
+                    *value *= inverse;
+                }
+                row[target] -= 1.0;
+            }
+            f64::from(top) - f64::from(chosen) + total.ln()
+        },
+    )
+}
+
+/// With `dl` the gradient of the logits and `t = scale · dl · B`: `d_rows = dl · W + t · A`, `d_A += tᵀ · rows`,
+/// `d_B += scale · dlᵀ · (rows · Aᵀ)`.
+fn add_gradients(
+    arguments: &Arguments<'_>,
+    chunk: &[(usize, u32)],
+    wanted: Wanted,
+    scratch: &mut Scratch,
+    out: &mut Loss,
+) {
+    let Arguments { width, weight, vocabulary, lora, .. } = *arguments;
+    let count = chunk.len();
+    let d_logits = MatRef::new(&scratch.logits[..count * vocabulary], count, vocabulary);
+    let rows = MatRef::new(&scratch.rows[..count * width], count, width);
+    if wanted.hidden {
+        let d_rows = MatMut::new(&mut scratch.d_rows[..count * width], count, width);
+        let weight = MatRef::new(weight, vocabulary, width);
+        gemm(d_rows, Accumulate::Overwrite, 1.0, d_logits, weight, Threads::All);
+    }
+    if let Some(Lora { a, b, rank, scale }) = lora {
+        let d_inner = &mut scratch.d_inner[..count * rank];
+        let b = MatRef::new(b, vocabulary, rank);
+        gemm(MatMut::new(d_inner, count, rank), Accumulate::Overwrite, scale, d_logits, b, Threads::All);
+        let d_inner = MatRef::new(d_inner, count, rank);
+        if wanted.hidden {
+            let d_rows = MatMut::new(&mut scratch.d_rows[..count * width], count, width);
+            gemm(d_rows, Accumulate::Add, 1.0, d_inner, MatRef::new(a, rank, width), Threads::All);
+        }
+        if wanted.lora {
+            let d_a = MatMut::new(&mut out.d_a, rank, width);
+            gemm(d_a, Accumulate::Add, 1.0, d_inner.t(), rows, Threads::All);
+            let inner = MatRef::new(&scratch.inner[..count * rank], count, rank);
+            let d_b = MatMut::new(&mut out.d_b, vocabulary, rank);
+            gemm(d_b, Accumulate::Add, scale, d_logits.t(), inner, Threads::All);
+        }
+    }
+    if wanted.hidden {
+        for (d_row, &(row, _)) in scratch.d_rows.chunks_exact(width).zip(chunk) {
+            out.d_hidden[row * width..(row + 1) * width].copy_from_slice(d_row);
+        }
+    }
+}

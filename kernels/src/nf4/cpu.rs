@@ -183,10 +183,9 @@ pub(super) fn quantize_at(level: Level, values: &[f32]) -> Result<(Vec<u8>, Vec<
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512 => unsafe { quantize_blocks_avx512(values, packed, absmax) },
             }
-            if absmax.iter().any(|value| !value.is_finite()) {
-                if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                    bad.fetch_min(task * TASK * BLOCK + index, Ordering::Relaxed);
-                }
+            let damaged = absmax.iter().any(|value| !value.is_finite());
+            if let (true, Some(index)) = (damaged, values.iter().position(|value| !value.is_finite())) {
+                bad.fetch_min(task * TASK * BLOCK + index, Ordering::Relaxed);
             }
         });
     match bad.into_inner() {

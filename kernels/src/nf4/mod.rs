@@ -213,7 +213,7 @@ impl Nf4Matrix {
     /// this equals [`Nf4Matrix::dequantize`]. Only for comparing with numbers made by that kernel.
     pub fn dequantize_as_bitsandbytes_cpu(&self) -> Vec<f32> {
         let mut values = self.dequantize();
-        if self.columns % 16 == 0 && self.columns % BLOCK != 0 {
+        if self.columns.is_multiple_of(16) && !self.columns.is_multiple_of(BLOCK) {
             let absmax = self.absmax();
             for (index, value) in values.iter_mut().enumerate() {
                 let (row, column) = (index / self.columns, index % self.columns);

@@ -192,6 +192,22 @@ fn every_level_quantises_as_the_reference() {
 const TASKS: usize = 256 * BLOCK;
 
 #[test]
+fn values_at_the_edge_between_two_codes_follow_the_reference() {
+    // Here multiplying by the reciprocal (whole blocks) and dividing (a partial one) give different codes.
+    let scale = random(400, 77);
+    for (seed, count) in (0..400).map(|seed| (seed, if seed % 2 == 0 { BLOCK } else { 45 })) {
+        let absmax = 0.1 + scale[seed].abs();
+        let mut values: Vec<f32> = (0..count).map(|i| THRESHOLDS[i % 15] * absmax).collect();
+        values.iter_mut().skip(15).step_by(2).for_each(|value| *value = value.next_up());
+        values[0] = absmax;
+        let expected = reference::quantize(&values).0;
+        for level in Level::available() {
+            assert_eq!(cpu::quantize_at(level, &values).unwrap().0, expected, "{seed} at {level:?}");
+        }
+    }
+}
+
+#[test]
 fn double_quantisation_follows_the_reference() {
     for (seed, count) in [64, 65, 64 * 256, 64 * 257, 64 * 1000 + 3].into_iter().enumerate() {
         let matrix = Nf4Matrix::quantize(&random(count, seed as u64), 1, count, true).unwrap();

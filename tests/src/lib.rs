@@ -1,1 +1,4 @@
-//! .
+//! What the project's end-to-end checks share.
+#![forbid(unsafe_code)]
+
+pub mod golden;

@@ -1,7 +1,7 @@
 //! The trainable parameters of a run: one pair of matrices per adapted linear, and one flat parameter per layer for
 //! all its routed experts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use brightrun_kernels::dropout::splitmix;
@@ -9,8 +9,7 @@ use brightrun_kernels::moe::{ExpertLoraLayout, ExpertProjection, ExpertRanks};
 use candle_core::{Device, Tensor, Var};
 
 use crate::config::ModelConfig;
-use crate::lora::{AdapterTensors, LoraPlan, Matrix, ModuleLora};
-use crate::weights::expected_tensors;
+use crate::lora::{Adapter, AdapterTensors, LoraPlan, Matrix, ModuleLora};
 use crate::{Error, Result};
 
 /// LoRA of one linear.
@@ -51,9 +50,8 @@ pub struct Parameter {
 }
 
 /// All trainable parameters, by module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Adapters {
-    plan: LoraPlan,
     dense: BTreeMap<String, DenseAdapter>,
     experts: BTreeMap<String, ExpertAdapter>,
 }
@@ -87,25 +85,25 @@ fn projection(layout: &ExpertLoraLayout, expert: usize, which: usize) -> Option<
 impl Adapters {
     /// No trainable parameters: the base model alone.
     pub fn none() -> Self {
-        Self { plan: LoraPlan::default(), dense: BTreeMap::new(), experts: BTreeMap::new() }
+        Self::default()
     }
 
     /// Freshly initialised as PEFT does: `A` uniform in ±1/√in (drawn from `seed` and the module's name), `B` zero.
     pub fn new(config: &ModelConfig, plan: &LoraPlan, seed: u64) -> Result<Self> {
-        Self::build(config, plan, |module, inputs, outputs| {
-            let bound = (inputs as f64).powf(-0.5);
-            let a = uniform(module.rank * inputs, bound, splitmix(seed) ^ module_id(&module.path));
-            Ok((a, vec![0.0; outputs * module.rank]))
+        Self::build(config, plan, |module| {
+            let bound = (module.inputs as f64).powf(-0.5);
+            let a = uniform(module.rank * module.inputs, bound, splitmix(seed) ^ module_id(&module.path));
+            Ok((a, vec![0.0; module.outputs * module.rank]))
         })
     }
 
     /// With the values of a file.
     pub fn from_tensors(config: &ModelConfig, plan: &LoraPlan, tensors: &AdapterTensors) -> Result<Self> {
-        Self::build(config, plan, |module, inputs, outputs| {
-            let (a, b) = tensors
+        Self::build(config, plan, |module| {
+            let Adapter { a, b } = tensors
                 .get(&module.path)
                 .ok_or_else(|| Error::Invalid(format!("the adapter has no matrices for {}", module.path)))?;
-            let expected = ((module.rank, inputs), (outputs, module.rank));
+            let expected = ((module.rank, module.inputs), (module.outputs, module.rank));
             let found = ((a.rows, a.columns), (b.rows, b.columns));
             if found != expected {
                 return Err(Error::Invalid(format!(
@@ -120,10 +118,8 @@ impl Adapters {
     fn build(
         config: &ModelConfig,
         plan: &LoraPlan,
-        values: impl Fn(&ModuleLora, usize, usize) -> Result<(Vec<f32>, Vec<f32>)>,
+        values: impl Fn(&ModuleLora) -> Result<(Vec<f32>, Vec<f32>)>,
     ) -> Result<Self> {
-        let shapes: HashMap<String, Vec<usize>> =
-            expected_tensors(config).into_iter().map(|spec| (spec.name, spec.shape)).collect();
         let mut dense = BTreeMap::new();
         let mut by_list: BTreeMap<&str, Vec<(usize, usize, &ModuleLora)>> = BTreeMap::new();
         for module in &plan.modules {
@@ -131,13 +127,12 @@ impl Adapters {
                 by_list.entry(list).or_default().push((expert, which, module));
                 continue;
             }
-            let (inputs, outputs) = linear_shape(config, &shapes, &module.path)?;
-            let (a, b) = values(module, inputs, outputs)?;
+            let (a, b) = values(module)?;
             dense.insert(
                 module.path.clone(),
                 DenseAdapter {
-                    a: variable(a, &[module.rank, inputs])?,
-                    b: variable(b, &[outputs, module.rank])?,
+                    a: variable(a, &[module.rank, module.inputs])?,
+                    b: variable(b, &[module.outputs, module.rank])?,
                     rank: module.rank,
                     scale: module.scale as f32,
                     id: module_id(&module.path),
@@ -157,8 +152,7 @@ impl Adapters {
             let layout = ExpertLoraLayout::new(hidden, inner, &ranks);
             let mut flat = vec![0.0; layout.len()];
             for (expert, which, module) in modules {
-                let (inputs, outputs) = if which == 2 { (inner, hidden) } else { (hidden, inner) };
-                let (a, b) = values(module, inputs, outputs)?;
+                let (a, b) = values(module)?;
                 if let Some(place) = projection(&layout, expert, which) {
                     flat[place.a.clone()].copy_from_slice(&a);
                     flat[place.b.clone()].copy_from_slice(&b);
@@ -168,7 +162,7 @@ impl Adapters {
             let adapter = ExpertAdapter { values: variable(flat, &[length])?, layout: layout.into(), id: module_id(list) };
             experts.insert(list.to_string(), adapter);
         }
-        Ok(Self { plan: plan.clone(), dense, experts })
+        Ok(Self { dense, experts })
     }
 
     /// The LoRA of a linear, if it is adapted.
@@ -179,11 +173,6 @@ impl Adapters {
     /// The LoRA of a layer's experts, if any is adapted.
     pub fn experts(&self, path: &str) -> Option<&ExpertAdapter> {
         self.experts.get(path)
-    }
-
-    /// What was planned.
-    pub fn plan(&self) -> &LoraPlan {
-        &self.plan
     }
 
     /// Every trainable tensor, in a fixed order.
@@ -218,7 +207,7 @@ impl Adapters {
                 let (rows, columns) = var.dims2()?;
                 Ok(Matrix { rows, columns, values: flat(var)? })
             };
-            out.insert(path.clone(), (matrix(&adapter.a)?, matrix(&adapter.b)?));
+            out.insert(path.clone(), Adapter { a: matrix(&adapter.a)?, b: matrix(&adapter.b)? });
         }
         for (list, adapter) in &self.experts {
             let values = flat(&adapter.values)?;
@@ -231,21 +220,12 @@ impl Adapters {
                         values: values[range].to_vec(),
                     };
                     let outputs = place.b.len() / place.rank;
-                    let pair = (cut(place.a.clone(), place.rank), cut(place.b.clone(), outputs));
+                    let pair = Adapter { a: cut(place.a.clone(), place.rank), b: cut(place.b.clone(), outputs) };
                     out.insert(format!("{list}.{expert}.{name}"), pair);
                 }
             }
         }
         Ok(out)
-    }
-}
-
-fn linear_shape(config: &ModelConfig, shapes: &HashMap<String, Vec<usize>>, path: &str) -> Result<(usize, usize)> {
-    match shapes.get(&format!("{path}.weight")).map(Vec::as_slice) {
-        Some(&[outputs, inputs]) => Ok((inputs, outputs)),
-        // A tied head has no tensor of its own.
-        None if path == "lm_head" && config.tie_word_embeddings => Ok((config.hidden_size, config.vocab_size)),
-        _ => Err(Error::Invalid(format!("{path} is not a linear layer of this model"))),
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Linear {
 
 impl Linear {
     pub(super) fn load(loader: &Loader, path: &str, bias: bool) -> Result<Self> {
-        let weight = loader.checkpoint.linear(path, loader.precision)?;
+        let weight = loader.weight(path)?;
         let bias = bias.then(|| loader.vector(&format!("{path}.bias"))).transpose()?;
         Ok(Self::new(FrozenLinear { weight, bias }, loader, path))
     }

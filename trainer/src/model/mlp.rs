@@ -72,7 +72,7 @@ impl SparseMoe {
         let config = &loader.config.moe;
         let list = format!("{path}.experts");
         let expert = |index: usize| -> Result<Expert> {
-            let weight = |name: &str| loader.checkpoint.linear(&format!("{list}.{index}.{name}"), loader.precision);
+            let weight = |name: &str| loader.weight(&format!("{list}.{index}.{name}"));
             Ok(Expert::new(weight("gate_proj")?, weight("up_proj")?, weight("down_proj")?)?)
         };
         let shared = match config.shared_intermediate_size {

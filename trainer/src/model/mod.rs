@@ -20,6 +20,7 @@ use brightrun_kernels::rope::RopeTable;
 use brightrun_kernels::{Documents, FrozenWeight, cross_entropy};
 use candle_core::{Device, Tensor};
 
+pub use load::Nf4Decode;
 pub use mlp::RouterOutput;
 pub use pass::{Pass, PassDropout};
 
@@ -143,7 +144,18 @@ impl Model {
         precision: &BasePrecision,
         adapters: &Adapters,
     ) -> Result<Self> {
-        let loader = Loader { config, checkpoint, precision, adapters };
+        Self::load_decoding(config, checkpoint, precision, adapters, Nf4Decode::Exact)
+    }
+
+    /// [`Model::load`] with a choice of how NF4 weights are decoded.
+    pub fn load_decoding(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        precision: &BasePrecision,
+        adapters: &Adapters,
+        decode: Nf4Decode,
+    ) -> Result<Self> {
+        let loader = Loader { config, checkpoint, precision, adapters, decode };
         let embedding: Arc<[f32]> = checkpoint.matrix("model.embed_tokens.weight")?.into();
         let head = if config.tie_word_embeddings {
             let weight = FrozenWeight::Plain {
@@ -216,7 +228,6 @@ impl Model {
             a: adapter.a.as_tensor(),
             b: adapter.b.as_tensor(),
             scale: adapter.scale,
-            dropout: pass.dropout(adapter.id),
         });
         let weight = &self.head.frozen().weight;
         Ok(cross_entropy::fused(&hidden, lora, weight, targets, cross_entropy::CHUNK_ROWS)?)

@@ -1,0 +1,26 @@
+//! Compares the product with numbers made by transformers, PEFT and bitsandbytes: the model, the LoRA run, the QLoRA
+//! runs and the checkpoints of bitsandbytes, through the product's own loading, step and optimiser.
+
+mod fixture;
+mod measure;
+mod model;
+mod nf4;
+
+pub use fixture::{Fixture, Golden, Tensors};
+pub use measure::Report;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+/// Measures everything a fixture has numbers for.
+pub fn measure(dir: &Path) -> Result<Report> {
+    let fixture = Fixture::open(dir)?;
+    let mut report = Report::default();
+    model::base(&fixture, &mut report)?;
+    model::lora(&fixture, &mut report)?;
+    nf4::quantisation(&fixture, &mut report)?;
+    nf4::runs(&fixture, &mut report)?;
+    nf4::checkpoint(&fixture, &mut report)?;
+    Ok(report)
+}

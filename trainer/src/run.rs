@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{Result, events::EventSink};
+use crate::{
+    Result,
+    dataset::format,
+    events::{Event, EventSink, Stage},
+};
 
 pub use parameters::{
     AdapterDialect, AdapterDtype, BasePrecision, OptimizerKind, Parameters, ScheduleKind, TargetName, TargetSet,
@@ -58,6 +62,8 @@ pub struct RunSummary {
 }
 
 /// Runs a job to its end.
-pub fn run(spec: &RunSpec, _sink: &dyn EventSink) -> Result<RunSummary> {
+pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
+    sink.emit(&Event::Stage { stage: Stage::Fetching });
+    format::read_conversations(&spec.dataset)?;
     Err(crate::Error::Invalid(format!("job {}: the training loop is not part of this build", spec.job_id)))
 }

@@ -120,8 +120,8 @@ fn drafts() -> Vec<Draft> {
     let mut drafts = vec![
         draft("model.embed_tokens.weight", &[VOCABULARY, HIDDEN], normal(0.5)),
         draft("model.norm.weight", &[HIDDEN], normal(0.1)),
-        // Logits with a deviation of about one half: the loss begins near ln(vocabulary).
-        draft("lm_head.weight", &[VOCABULARY, HIDDEN], normal(0.5 / (HIDDEN as f64).sqrt())),
+        // Logits with a deviation of 3/4: the loss begins near ln(vocabulary), and adapters can still make a logit large.
+        draft("lm_head.weight", &[VOCABULARY, HIDDEN], normal(0.75 / (HIDDEN as f64).sqrt())),
     ];
     for layer in 0..LAYERS {
         let prefix = format!("model.layers.{layer}");
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn the_weights_are_the_same_bytes_everywhere() {
         let bytes = weights().unwrap();
-        assert_eq!(hash(&bytes), 0);
+        assert_eq!(hash(&bytes), 11_921_761_420_616_184_502);
     }
 
     #[test]

@@ -1,0 +1,107 @@
+//! The door: a platform's request in, a checked job or all its problems out.
+
+mod fields;
+mod parameters;
+mod source;
+
+use brightrun_trainer::run::Parameters;
+use serde_json::{Map, Value};
+
+pub(crate) use fields::Problem;
+use fields::{Findings, Object};
+pub(crate) use parameters::table as parameter_table;
+pub(crate) use source::{BaseModel, Dataset};
+
+/// Longest name of a job.
+const MAX_JOB_ID: usize = 128;
+/// RunPod's own keys beside `input`; they are not for the worker.
+const ENVELOPE: [&str; 4] = ["id", "webhook", "policy", "s3Config"];
+
+/// A job that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JobSpec {
+    /// Its name, safe as the name of a folder.
+    pub(crate) job_id: String,
+    /// What is fine-tuned.
+    pub(crate) base_model: BaseModel,
+    /// What it is fine-tuned on.
+    pub(crate) dataset: Dataset,
+    /// How.
+    pub(crate) parameters: Parameters,
+    /// What the request says that has no effect.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Reads a request, or says everything that is wrong with it. `fallback_id` names a job that has no name of its own.
+pub(crate) fn parse(text: &str, fallback_id: &str) -> Result<JobSpec, Vec<Problem>> {
+    let request: Value =
+        serde_json::from_str(text).map_err(|error| vec![Problem::new("request", format!("is not JSON: {error}"))])?;
+    let mut findings = Findings::default();
+    let job = read_request(&request, fallback_id, &mut findings);
+    match job {
+        Some(job) if findings.problems.is_empty() => Ok(JobSpec { warnings: findings.warnings, ..job }),
+        _ => Err(findings.problems),
+    }
+}
+
+fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> Option<JobSpec> {
+    let mut envelope = Object::new("request", request, findings)?;
+    let Some((_, input)) = envelope.take(&["input"], findings) else {
+        findings
+            .problem("input", "is missing; a request is {\"input\": {\"dataset_url\": …, \"hyperparameters\": {…}}}");
+        return None;
+    };
+    let id = envelope.take(&["id"], findings);
+    envelope.take_unused(&ENVELOPE);
+    envelope.finish(findings);
+
+    let mut input = Object::new("input", input, findings)?;
+    let job_id = input.take(&["job_id"], findings).or(id);
+    let dataset = input.take(&["dataset_url"], findings);
+    let shared = (input.take(&["base_model"], findings), input.take(&["preset"], findings));
+    let none = Value::Object(Map::new());
+    let hyperparameters = input.take(&["hyperparameters"], findings).map_or(&none, |(_, value)| value);
+    for unused in input.take_unused(&["gpu_config", "callback_url"]) {
+        findings.warnings.push(format!("{unused} has no effect when a job is run from a file"));
+    }
+    input.finish(findings);
+
+    let mut hyperparameters = Object::new("hyperparameters", hyperparameters, findings)?;
+    let base_model = hyperparameters.take_or(&["base_model"], shared.0, findings);
+    let preset = hyperparameters.take_or(&["preset"], shared.1, findings);
+    let parameters = parameters::read(&mut hyperparameters, preset, findings);
+    hyperparameters.finish(findings);
+
+    let job_id = match job_id {
+        Some((path, value)) => check_job_id(&path, value, findings),
+        None => Some(fallback_id.to_owned()),
+    };
+    let base_model = source::required(base_model, "hyperparameters.base_model", BaseModel::parse, findings);
+    let dataset = source::required(dataset, "dataset_url", Dataset::parse, findings);
+    Some(JobSpec {
+        job_id: job_id?,
+        base_model: base_model?,
+        dataset: dataset?,
+        parameters: parameters?,
+        warnings: Vec::new(),
+    })
+}
+
+/// A job's name becomes a folder's, so it can neither leave its parent nor hide.
+pub(crate) fn is_job_id(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=MAX_JOB_ID).contains(&text.len()) && !text.starts_with('.') && text.chars().all(allowed)
+}
+
+fn check_job_id(path: &str, value: &Value, findings: &mut Findings) -> Option<String> {
+    let id = value.as_str().filter(|text| is_job_id(text));
+    if id.is_none() {
+        let message =
+            format!("must be 1 to {MAX_JOB_ID} letters, digits, '.', '_' or '-', and must not begin with '.'");
+        findings.problem(path, message);
+    }
+    id.map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests;

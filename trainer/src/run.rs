@@ -12,10 +12,7 @@ use crate::{
     events::{Event, EventSink, Stage},
 };
 
-pub use parameters::{
-    AdapterDialect, AdapterDtype, BasePrecision, OptimizerKind, Parameters, ScheduleKind, TargetName, TargetSet,
-    UnhitExperts, Warmup,
-};
+pub use parameters::{Parameters, PrecisionKind};
 
 /// Everything a run needs to know.
 #[derive(Debug, Clone)]
@@ -61,9 +58,274 @@ pub struct RunSummary {
     pub warnings: Vec<String>,
 }
 
+/// Share of the old value in each update of the smoothed loss.
+const SMOOTHING: f64 = 0.9;
+
+/// Most tokens of a micro-batch, where no single sequence is longer.
+const MICRO_BATCH_TOKENS: usize = 4096;
+
 /// Runs a job to its end.
 pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
-    sink.emit(&Event::Stage { stage: Stage::Fetching });
-    format::read_conversations(&spec.dataset)?;
-    Err(crate::Error::Invalid(format!("job {}: the training loop is not part of this build", spec.job_id)))
+    let mut watch = Watch { sink, metrics: Metrics::default(), curve: CurveSeries::default(), warnings: Vec::new() };
+    watch.curve.title = format!("Training loss of {}", spec.job_id);
+    watch.stage(Stage::Fetching)?;
+    let data = Data::read(spec, &mut watch)?;
+    watch.stage(Stage::Loading)?;
+    let learner = Learner::load(spec)?;
+    let outcome = train(spec, &data, &learner, &mut watch)?;
+    watch.stage(Stage::Saving)?;
+    save(spec, &learner, &watch)?;
+    watch.emit(Event::Finished { steps: outcome.steps, final_loss: outcome.smoothed_loss })?;
+    Ok(RunSummary {
+        steps: outcome.steps,
+        epochs: outcome.epochs,
+        first_loss: outcome.first_loss,
+        final_loss: outcome.smoothed_loss,
+        validation_loss: outcome.validation_loss,
+        trainable_parameters: learner.adapters.parameter_count(),
+        tokens: outcome.tokens,
+        adapter_dir: spec.output_dir.join(ADAPTER_DIR),
+        loss_curve: spec.output_dir.join(CURVE_FILE),
+        warnings: watch.warnings,
+    })
+}
+
+const ADAPTER_DIR: &str = "adapter";
+const CURVE_FILE: &str = "loss_curve.svg";
+const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Everything that leaves the run while it goes.
+struct Watch<'a> {
+    sink: &'a dyn EventSink,
+    metrics: Metrics,
+    curve: CurveSeries,
+    warnings: Vec<String>,
+}
+
+/// The sequences of a run.
+struct Data {
+    training: Vec<Sequence>,
+    validation: Vec<Sequence>,
+}
+
+/// What learns.
+struct Learner {
+    config: ModelConfig,
+    plan: LoraPlan,
+    adapters: Adapters,
+    model: Model,
+}
+
+/// Where a run stands.
+#[derive(Default)]
+struct Outcome {
+    steps: u64,
+    epochs: u32,
+    first_loss: f64,
+    smoothed_loss: f64,
+    validation_loss: Option<f64>,
+    tokens: u64,
+}
+
+// === impl Watch ===
+
+impl Watch<'_> {
+    fn emit(&mut self, event: Event) -> Result<()> {
+        self.metrics.record(&event)?;
+        self.sink.emit(&event);
+        Ok(())
+    }
+
+    fn stage(&mut self, stage: Stage) -> Result<()> {
+        self.emit(Event::Stage { stage })
+    }
+
+    fn warn(&mut self, message: String) -> Result<()> {
+        self.warnings.push(message.clone());
+        self.emit(Event::Warning { message })
+    }
+
+    fn step(&mut self, metrics: StepMetrics) -> Result<()> {
+        self.curve.training.push((metrics.step, metrics.loss));
+        self.curve.smoothed.push((metrics.step, metrics.smoothed_loss));
+        self.curve.learning_rate.push((metrics.step, metrics.learning_rate));
+        self.emit(Event::Step(metrics))
+    }
+}
+
+// === impl Data ===
+
+impl Data {
+    fn read(spec: &RunSpec, watch: &mut Watch) -> Result<Self> {
+        let parameters = &spec.parameters;
+        let path = spec.model_dir.join("tokenizer.json");
+        let tokenizer = Tokenizer::from_file(&path)
+            .map_err(|error| Error::file(&path, format!("the tokenizer cannot be used: {error}")))?;
+        let options =
+            SequenceOptions { max_length: parameters.max_seq_length, train_on_prompt: parameters.train_on_prompt };
+        let conversations = format::read_conversations(&spec.dataset)?;
+        let (training, validation) = match &spec.validation_dataset {
+            Some(path) => (conversations, format::read_conversations(path)?),
+            None => {
+                let parts = split::split(conversations, parameters.validation_split, parameters.seed);
+                (parts.training, parts.validation)
+            }
+        };
+        let mut build = |conversations: &[format::Conversation]| -> Result<Vec<Sequence>> {
+            if conversations.is_empty() {
+                return Ok(Vec::new());
+            }
+            let built = sequences::build(&tokenizer, conversations, options)?;
+            if built.truncated > 0 {
+                let limit = parameters.max_seq_length;
+                watch.warn(format!("{} conversations exceed {limit} tokens and lost their oldest turns", built.truncated))?;
+            }
+            Ok(built.list)
+        };
+        let data = Self { training: build(&training)?, validation: build(&validation)? };
+        if data.training.is_empty() {
+            return Err(Error::file(&spec.dataset, "no conversation is left to train on"));
+        }
+        Ok(data)
+    }
+}
+
+// === impl Learner ===
+
+impl Learner {
+    fn load(spec: &RunSpec) -> Result<Self> {
+        let config = ModelConfig::read(&spec.model_dir)?;
+        let checkpoint = Checkpoint::open(&spec.model_dir, &config)?;
+        let plan = lora::plan(&config, &spec.parameters.lora())?;
+        let adapters = Adapters::new(&config, &plan, spec.parameters.seed)?;
+        let model = Model::load(&config, &checkpoint, &spec.parameters.precision(), &adapters)?;
+        Ok(Self { config, plan, adapters, model })
+    }
+}
+
+fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> Result<Outcome> {
+    let parameters = &spec.parameters;
+    let per_epoch = batches::steps_per_epoch(data.training.len(), parameters.batch_size) as u64;
+    let all = per_epoch * u64::from(parameters.num_epochs);
+    let total = parameters.max_steps.map_or(all, |limit| limit.min(all));
+    let schedule = Schedule::new(parameters.learning_rate, parameters.schedule, parameters.warmup, total)?;
+    let mut optimizer = Optimizer::new(&learner.adapters, parameters.optimizer());
+    let options = StepOptions {
+        recompute: Recompute::Layers,
+        dropout: parameters.lora_dropout as f32,
+        seed: parameters.seed,
+        aux_coefficient: parameters.router_aux_loss.then_some(learner.config.moe.aux_loss_coefficient),
+    };
+    watch.emit(Event::Started {
+        trainable_parameters: learner.adapters.parameter_count(),
+        base_parameters: learner.config.parameter_count(),
+        sequences: data.training.len() as u64,
+        validation_sequences: data.validation.len() as u64,
+        steps: total,
+        epochs: parameters.num_epochs,
+    })?;
+    watch.stage(Stage::Training)?;
+    let mut outcome = Outcome::default();
+    for epoch in 1..=parameters.num_epochs {
+        let steps = batches::epoch_steps(data.training.len(), parameters.batch_size, parameters.seed, epoch);
+        for chosen in steps {
+            if outcome.steps == total {
+                break;
+            }
+            outcome.epochs = epoch;
+            let micro_batches = batches::micro_batches(&data.training, &chosen, micro_batch_tokens(parameters))?;
+            let learning_rate = schedule.learning_rate(outcome.steps);
+            let taken = take_step(learner, &micro_batches, &options, outcome.steps, &mut optimizer, learning_rate)?;
+            outcome.add(taken.loss, taken.tokens);
+            watch.step(StepMetrics {
+                step: outcome.steps,
+                epoch,
+                progress: 100.0 * outcome.steps as f64 / total as f64,
+                loss: taken.loss,
+                smoothed_loss: outcome.smoothed_loss,
+                learning_rate,
+                gradient_norm: taken.gradient_norm,
+                tokens: taken.tokens,
+                target_tokens: taken.target_tokens,
+            })?;
+        }
+        if !data.validation.is_empty() && outcome.epochs == epoch {
+            watch.stage(Stage::Evaluating)?;
+            let loss = validate(learner, &data.validation, parameters)?;
+            outcome.validation_loss = Some(loss);
+            watch.curve.validation.push((outcome.steps, loss));
+            watch.emit(Event::Evaluation { step: outcome.steps, loss, perplexity: loss.exp() })?;
+            watch.stage(Stage::Training)?;
+        }
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn add(&mut self, loss: f64, tokens: u64) {
+        if self.steps == 0 {
+            (self.first_loss, self.smoothed_loss) = (loss, loss);
+        }
+        self.smoothed_loss = SMOOTHING * self.smoothed_loss + (1.0 - SMOOTHING) * loss;
+        self.steps += 1;
+        self.tokens += tokens;
+    }
+}
+
+fn micro_batch_tokens(parameters: &Parameters) -> usize {
+    parameters.max_seq_length.max(MICRO_BATCH_TOKENS)
+}
+
+struct Taken {
+    loss: f64,
+    gradient_norm: f64,
+    tokens: u64,
+    target_tokens: u64,
+}
+
+fn take_step(
+    learner: &Learner,
+    micro_batches: &[MicroBatch],
+    options: &StepOptions,
+    step: u64,
+    optimizer: &mut Optimizer,
+    learning_rate: f64,
+) -> Result<Taken> {
+    let targets: usize = micro_batches.iter().map(MicroBatch::target_count).sum();
+    let mut gradients = Gradients::new(&learner.adapters);
+    let mut loss_sum = 0.0;
+    for (index, batch) in micro_batches.iter().enumerate() {
+        let position = Position { step, micro_batch: index as u64, micro_batches: micro_batches.len() as u64 };
+        loss_sum += accumulate(&learner.model, batch, options, position, targets, &mut gradients)?.loss_sum;
+    }
+    let loss = loss_sum / targets as f64;
+    let number = step + 1;
+    if !loss.is_finite() {
+        return Err(Error::Invalid(format!("the loss of step {number} is {loss}; try a lower learning rate")));
+    }
+    // A norm that is not finite is refused by the optimiser before it changes anything.
+    let gradient_norm = optimizer.step(&gradients, learning_rate)?.gradient_norm;
+    let tokens = micro_batches.iter().map(|batch| batch.tokens.len() as u64).sum();
+    Ok(Taken { loss, gradient_norm, tokens, target_tokens: targets as u64 })
+}
+
+fn validate(learner: &Learner, sequences: &[Sequence], parameters: &Parameters) -> Result<f64> {
+    let chosen: Vec<usize> = (0..sequences.len()).collect();
+    let (mut loss_sum, mut targets) = (0.0, 0);
+    for batch in batches::micro_batches(sequences, &chosen, micro_batch_tokens(parameters))? {
+        let report = evaluate(&learner.model, &batch, false)?;
+        loss_sum += report.loss_sum;
+        targets += report.targets;
+    }
+    Ok(loss_sum / targets as f64)
+}
+
+fn save(spec: &RunSpec, learner: &Learner, watch: &Watch) -> Result<()> {
+    let format =
+        AdapterFormat { dialect: spec.parameters.adapter_dialect, dtype: spec.parameters.adapter_dtype };
+    let tensors = learner.adapters.tensors()?;
+    let dir = spec.output_dir.join(ADAPTER_DIR);
+    lora::write(&dir, &learner.config, &learner.plan, &tensors, format, &spec.base_model_name)?;
+    watch.metrics.write(&spec.output_dir.join(METRICS_FILE))?;
+    loss_curve::write(&spec.output_dir.join(CURVE_FILE), &watch.curve)
 }

@@ -12,10 +12,13 @@
 
 use std::f64::consts::PI;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Result};
 
 /// What the learning rate does after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Decay {
     /// Falls to 0 along half a cosine.
     Cosine,
@@ -26,7 +29,8 @@ pub enum Decay {
 }
 
 /// How long the learning rate rises from 0.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WarmUp {
     /// A number of optimiser steps. More than the run has are allowed: it then ends before its peak.
     Steps(u64),

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::lora::{AdapterDtype, Dialect, LoraOptions, TargetSet};
+use crate::optim::{OptimizerKind, OptimizerOptions, UnhitExperts};
+use crate::schedule::{Decay, WarmUp};
+use crate::weights::BasePrecision;
+
 /// Everything about a run that a user can choose. The worker checks ranges before a value gets here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -9,9 +14,9 @@ pub struct Parameters {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// How the learning rate falls after the warm-up.
-    pub schedule: ScheduleKind,
+    pub schedule: Decay,
     /// How long the learning rate rises.
-    pub warmup: Warmup,
+    pub warmup: WarmUp,
     /// Sequences per optimiser step.
     pub batch_size: usize,
     /// Passes over the training data.
@@ -41,9 +46,9 @@ pub struct Parameters {
     /// The router's load-balancing loss, weighted by the model's own coefficient, is part of the loss.
     pub router_aux_loss: bool,
     /// How the frozen base is kept.
-    pub base_precision: BasePrecision,
+    pub base_precision: PrecisionKind,
     /// Names in the adapter file.
-    pub adapter_dialect: AdapterDialect,
+    pub adapter_dialect: Dialect,
     /// Numbers in the adapter file.
     pub adapter_dtype: AdapterDtype,
     /// Longest sequence, in tokens; longer conversations lose their oldest turns.
@@ -60,8 +65,8 @@ impl Default for Parameters {
     fn default() -> Self {
         Self {
             learning_rate: 2e-4,
-            schedule: ScheduleKind::Cosine,
-            warmup: Warmup::Ratio(0.1),
+            schedule: Decay::Cosine,
+            warmup: WarmUp::Ratio(0.1),
             batch_size: 4,
             num_epochs: 3,
             max_steps: None,
@@ -72,12 +77,12 @@ impl Default for Parameters {
             lora_alpha: 32.0,
             lora_dropout: 0.05,
             use_rslora: false,
-            targets: TargetSet::Named(TargetName::Default),
+            targets: TargetSet::Default,
             expert_rank: None,
             unhit_experts: UnhitExperts::Skip,
             router_aux_loss: false,
-            base_precision: BasePrecision::Nf4,
-            adapter_dialect: AdapterDialect::PerExpert,
+            base_precision: PrecisionKind::Nf4,
+            adapter_dialect: Dialect::PerExpert,
             adapter_dtype: AdapterDtype::Bf16,
             max_seq_length: 2048,
             train_on_prompt: false,
@@ -87,102 +92,47 @@ impl Default for Parameters {
     }
 }
 
-/// How the learning rate falls after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    /// Half a cosine, to zero.
-    Cosine,
-    /// A straight line, to zero.
-    Linear,
-    /// Not at all.
-    Constant,
-}
-
-/// How long the learning rate rises from zero.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Warmup {
-    /// So many optimiser steps.
-    Steps(u64),
-    /// This share of all optimiser steps.
-    Ratio(f64),
-}
-
-/// The optimiser.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// AdamW with 32-bit states.
-    AdamW,
-    /// AdamW with 8-bit blockwise states.
-    AdamW8bit,
-}
-
-/// Which linears get an adapter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TargetSet {
-    /// A set with a name.
-    Named(TargetName),
-    /// Module names, with PEFT's suffix meaning.
-    List(Vec<String>),
-}
-
-/// The sets with a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TargetName {
-    /// q k v o, `in_proj_qkvz`, `out_proj` and the shared expert.
-    Default,
-    /// The seven classic names: q k v o and gate, up, down of every expert.
-    Classic,
-    /// `Default` and the routed experts.
-    All,
-    /// `Default` without `in_proj_*`, which servers split.
-    Servable,
-    /// q k v o.
-    Attention,
-}
-
-/// What an expert without a token in a step does with its optimiser state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UnhitExperts {
-    /// Nothing: the step did not happen for it (transformers 4).
-    Skip,
-    /// It sees a gradient of zero, so its momentum moves it on (transformers 5).
-    Zero,
-}
-
 /// How the frozen base is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum BasePrecision {
+pub enum PrecisionKind {
     /// NF4 with double quantisation.
     Nf4,
     /// As the checkpoint has it.
     Full,
 }
 
-/// Names in the adapter file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AdapterDialect {
-    /// One pair of matrices per expert (transformers 4, vLLM).
-    PerExpert,
-    /// Fused experts (transformers 5).
-    Fused,
-}
+impl Parameters {
+    /// The part that shapes the adapter.
+    pub fn lora(&self) -> LoraOptions {
+        LoraOptions {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            use_rslora: self.use_rslora,
+            targets: self.targets.clone(),
+            expert_rank: self.expert_rank,
+        }
+    }
 
-/// Numbers in the adapter file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdapterDtype {
-    /// bfloat16.
-    Bf16,
-    /// float32.
-    F32,
+    /// The part that shapes the optimiser.
+    pub fn optimizer(&self) -> OptimizerOptions {
+        OptimizerOptions {
+            kind: self.optimizer,
+            weight_decay: self.weight_decay,
+            max_gradient_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
+            unhit_experts: self.unhit_experts,
+            ..OptimizerOptions::default()
+        }
+    }
+
+    /// How the base is loaded.
+    pub fn precision(&self) -> BasePrecision {
+        match self.base_precision {
+            PrecisionKind::Nf4 => BasePrecision::nf4(),
+            PrecisionKind::Full => BasePrecision::Full,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -192,8 +142,8 @@ mod tests {
     #[test]
     fn parameters_survive_json_and_missing_ones_have_the_platforms_defaults() {
         let parameters = Parameters {
-            warmup: Warmup::Steps(10),
-            targets: TargetSet::List(vec!["q_proj".into(), "mlp.shared_expert.up_proj".into()]),
+            warmup: WarmUp::Steps(10),
+            targets: TargetSet::Named(vec!["q_proj".into(), "mlp.shared_expert.up_proj".into()]),
             ..Parameters::default()
         };
         let json = serde_json::to_string(&parameters).unwrap();

@@ -1,4 +1,4 @@
-use brightrun_trainer::run::{OptimizerKind, TargetName, TargetSet, Warmup};
+use brightrun_trainer::{lora::TargetSet, optim::OptimizerKind, schedule::WarmUp};
 use serde_json::json;
 
 use super::*;
@@ -36,7 +36,7 @@ fn the_platforms_request_is_understood() {
         batch_size: 8,
         num_epochs: 5,
         lora_dropout: 0.1,
-        warmup: Warmup::Steps(10),
+        warmup: WarmUp::Steps(10),
         ..Parameters::default()
     };
     assert_eq!(job.parameters, expected);
@@ -96,7 +96,7 @@ fn explicit_values_win_over_a_preset() {
     let parameters = job(&with(json!({ "preset": "aggressive", "r": 64, "targets": "all" }))).parameters;
     assert_eq!((parameters.learning_rate, parameters.batch_size, parameters.num_epochs), (3e-4, 16, 10));
     assert_eq!((parameters.lora_rank, parameters.lora_alpha, parameters.lora_dropout), (64, 64.0, 0.1));
-    assert_eq!(parameters.targets, TargetSet::Named(TargetName::All));
+    assert_eq!(parameters.targets, TargetSet::All);
     assert!(problems(&with(json!({ "preset": "slow" })))[0].contains("must be one of fast, balanced"));
 }
 

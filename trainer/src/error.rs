@@ -46,4 +46,28 @@ impl Error {
     pub(crate) fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::File { path: path.into(), reason: reason.into() }
     }
+
+    /// One error for everything that is wrong with a file or folder; the list is cut after [`MAX_LISTED`] entries.
+    pub(crate) fn problems(path: impl Into<PathBuf>, problems: &[String]) -> Self {
+        Self::file(path, listed(problems))
+    }
+}
+
+/// How many problems one error spells out.
+pub(crate) const MAX_LISTED: usize = 20;
+
+/// The problems as one text: a single one inline, several one below the other, "and N more" where there are too many.
+pub(crate) fn listed(problems: &[String]) -> String {
+    if let [problem] = problems {
+        return problem.clone();
+    }
+    let mut text = format!("{} problems", problems.len());
+    for problem in problems.iter().take(MAX_LISTED) {
+        text.push_str("\n  - ");
+        text.push_str(problem);
+    }
+    if problems.len() > MAX_LISTED {
+        text.push_str(&format!("\n  and {} more", problems.len() - MAX_LISTED));
+    }
+    text
 }

@@ -1,5 +1,19 @@
 //! What a `config.json` says about a model, in one form for all three families and both dialects.
 
+mod checkpoint;
+pub(crate) mod fields;
+pub(crate) mod json;
+mod limits;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use checkpoint::CheckpointFormat;
+
+use crate::{Error, Result};
+
 /// The supported architectures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -36,6 +50,44 @@ pub struct ModelConfig {
     pub moe: MoeConfig,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
+    /// How the weights lie on disk (`quantization_config`).
+    pub checkpoint: CheckpointFormat,
+}
+
+// === impl Family ===
+
+impl Family {
+    /// Every family, in the order documents list them.
+    pub const ALL: [Self; 3] = [Self::Qwen3Next, Self::Qwen3Moe, Self::Qwen2Moe];
+
+    /// The `model_type` of its files.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Qwen3Next => "qwen3_next",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Qwen2Moe => "qwen2_moe",
+        }
+    }
+}
+
+// === impl ModelConfig ===
+
+impl ModelConfig {
+    /// Reads `config.json` in a model's folder.
+    pub fn read(model_dir: &Path) -> Result<Self> {
+        let path = model_dir.join("config.json");
+        let object = json::read_object(&path, limits::MAX_FILE_BYTES)?;
+        parse::model(&object).map_err(|problems| Error::problems(path, &problems))
+    }
+
+    /// Reads the text of a `config.json`; `path` is named in errors.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        if text.len() as u64 > limits::MAX_FILE_BYTES {
+            return Err(Error::file(path, format!("larger than {} bytes", limits::MAX_FILE_BYTES)));
+        }
+        let object = json::parse_object(text, path)?;
+        parse::model(&object).map_err(|problems| Error::problems(path, &problems))
+    }
 }
 
 /// What one decoder layer is made of.

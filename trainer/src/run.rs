@@ -5,12 +5,23 @@ mod parameters;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use tokenizers::Tokenizer;
 
-use crate::{
-    Result,
-    dataset::format,
-    events::{Event, EventSink, Stage},
-};
+use crate::adapters::Adapters;
+use crate::artifacts::loss_curve::{self, CurveSeries};
+use crate::artifacts::metrics::Metrics;
+use crate::batch::{MicroBatch, Sequence};
+use crate::config::ModelConfig;
+use crate::dataset::sequences::SequenceOptions;
+use crate::dataset::{batches, format, sequences, split};
+use crate::events::{Event, EventSink, Stage, StepMetrics};
+use crate::lora::{self, AdapterFormat, LoraPlan};
+use crate::model::Model;
+use crate::optim::Optimizer;
+use crate::schedule::Schedule;
+use crate::step::{Gradients, Position, Recompute, StepOptions, accumulate, evaluate};
+use crate::weights::{Checkpoint, expected_tensors};
+use crate::{Error, Result};
 
 pub use parameters::{Parameters, PrecisionKind};
 
@@ -201,6 +212,10 @@ impl Learner {
         let model = Model::load(&config, &checkpoint, &spec.parameters.precision(), &adapters)?;
         Ok(Self { config, plan, adapters, model })
     }
+
+    fn base_parameters(&self) -> u64 {
+        expected_tensors(&self.config).iter().map(|tensor| tensor.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+    }
 }
 
 fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> Result<Outcome> {
@@ -218,7 +233,7 @@ fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> R
     };
     watch.emit(Event::Started {
         trainable_parameters: learner.adapters.parameter_count(),
-        base_parameters: learner.config.parameter_count(),
+        base_parameters: learner.base_parameters(),
         sequences: data.training.len() as u64,
         validation_sequences: data.validation.len() as u64,
         steps: total,

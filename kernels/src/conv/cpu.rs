@@ -29,6 +29,34 @@ fn places(documents: &Documents) -> Vec<Place> {
         .collect()
 }
 
+/// Channels whose sums stay in registers over all taps: four 512-bit vectors.
+const BLOCK: usize = 64;
+
+/// `out = Σ_{term < terms} x_term ⊙ w_term`, in that order, where `pair` gives slices as long as `out`.
+#[inline(always)]
+fn weighted_sum<'a>(out: &mut [f32], terms: usize, pair: impl Fn(usize) -> (&'a [f32], &'a [f32])) {
+    let (blocks, tail) = out.as_chunks_mut::<BLOCK>();
+    let done = blocks.len() * BLOCK;
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let mut lanes = [0.0f32; BLOCK];
+        for term in 0..terms {
+            let (x, w) = pair(term);
+            let (x, w) = (&x[index * BLOCK..(index + 1) * BLOCK], &w[index * BLOCK..(index + 1) * BLOCK]);
+            for lane in 0..BLOCK {
+                lanes[lane] += x[lane] * w[lane];
+            }
+        }
+        *block = lanes;
+    }
+    tail.fill(0.0);
+    for term in 0..terms {
+        let (x, w) = pair(term);
+        for ((out, &x), &w) in tail.iter_mut().zip(&x[done..]).zip(&w[done..]) {
+            *out += x * w;
+        }
+    }
+}
+
 /// `out = Σ_back w[back] ⊙ x[row - back]` over the channels of a segment, oldest token first.
 #[inline(always)]
 fn convolve_row(
@@ -41,14 +69,17 @@ fn convolve_row(
     out: &mut [f32],
 ) {
     let Segment { source, channel, length } = segment;
-    out.fill(0.0);
-    for back in (0..weight.taps.min(before + 1)).rev() {
-        let start = (row - back) * width + source;
-        let (x, w) = (&qkvz[start..start + length], &weight.back(back)[channel..channel + length]);
-        for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
-            *out += w * x;
-        }
-    }
+    let terms = weight.taps.min(before + 1);
+    weighted_sum(
+        out,
+        terms,
+        #[inline(always)]
+        |term| {
+            let back = terms - 1 - term;
+            let start = (row - back) * width + source;
+            (&qkvz[start..start + length], &weight.back(back)[channel..channel + length])
+        },
+    );
 }
 
 /// `silu(conv(x))`: `[rows, projection]` to `[rows, convolved]`.
@@ -60,9 +91,10 @@ pub fn forward(qkvz: &[f32], weight: &ConvWeight, groups: &HeadGroups, documents
         vectorised(
             #[inline(always)]
             || {
-                for (index, y) in y.chunks_exact_mut(channels).enumerate() {
-                    let row = block * ROWS + index;
-                    for &segment in &segments {
+                // A segment's window of rows stays in the first-level cache from tap to tap.
+                for &segment in &segments {
+                    for (index, y) in y.chunks_exact_mut(channels).enumerate() {
+                        let row = block * ROWS + index;
                         let out = &mut y[segment.channel..segment.channel + segment.length];
                         convolve_row(qkvz, width, row, places[row].before, weight, segment, out);
                         for value in out {
@@ -121,14 +153,15 @@ fn backward_block(
         }
     }
     for (index, d_row) in d_qkvz.chunks_exact_mut(width).enumerate() {
-        let out = &mut d_row[source..source + length];
-        out.fill(0.0);
-        for back in 0..weight.taps.min(places[first + index].after + 1) {
-            let dp = &scratch[(index + back) * length..(index + back + 1) * length];
-            let w = &weight.back(back)[channel..channel + length];
-            for ((out, &dp), &w) in out.iter_mut().zip(dp).zip(w) {
-                *out += w * dp;
-            }
-        }
+        let terms = weight.taps.min(places[first + index].after + 1);
+        weighted_sum(
+            &mut d_row[source..source + length],
+            terms,
+            #[inline(always)]
+            |back| {
+                let dp = &scratch[(index + back) * length..(index + back + 1) * length];
+                (dp, &weight.back(back)[channel..channel + length])
+            },
+        );
     }
 }

@@ -76,6 +76,7 @@ impl HeadGroups {
     }
 
     /// Where the projection holds z of a value head.
+    #[inline]
     pub fn gate_range(&self, value_head: usize) -> Range<usize> {
         let r = self.values_per_key();
         let (group, member) = (value_head / r, value_head % r);

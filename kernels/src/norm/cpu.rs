@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Kind;
 use crate::conv::HeadGroups;
-use crate::fast_math::{dot, rows_per_task, silu, silu_and_slope, vectorised};
+use crate::fast_math::{dot, dot3, rows_per_task, silu, silu_and_slope, vectorised};
 
 /// The scale is `offset + weight`.
 fn offset(kind: Kind) -> f32 {
@@ -29,16 +29,15 @@ pub(crate) fn forward_row(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, y
     }
 }
 
-/// One row: `dx = ρ·(s ⊙ dy) - x·ρ³·mean(s ⊙ dy ⊙ x)`, with `upstream` holding `dy` on entry and `dx` on exit.
+/// One row: `dx = ρ·(s ⊙ dy) - x·ρ³·mean(s ⊙ dy ⊙ x)`.
 #[inline(always)]
-pub(crate) fn backward_row_in_place(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, upstream: &mut [f32]) {
+pub(crate) fn backward_row(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, dy: &[f32], dx: &mut [f32]) {
     let (inverse, offset) = (inverse_root(x, epsilon), offset(kind));
-    for (d, &w) in upstream.iter_mut().zip(weight) {
-        *d *= offset + w;
-    }
-    let shared = dot(upstream, x) / x.len() as f32 * inverse * inverse * inverse;
-    for (d, &value) in upstream.iter_mut().zip(x) {
-        *d = *d * inverse - value * shared;
+    // Σ (offset + w)·dy·x
+    let product = dot3(dy, weight, x) + if offset == 0.0 { 0.0 } else { offset * dot(dy, x) };
+    let shared = product / x.len() as f32 * inverse * inverse * inverse;
+    for (((d, &value), &w), &dy) in dx.iter_mut().zip(x).zip(weight).zip(dy) {
+        *d = dy * (offset + w) * inverse - value * shared;
     }
 }
 
@@ -69,9 +68,9 @@ pub fn backward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, dy: &[f32])
         vectorised(
             #[inline(always)]
             || {
-                dx.copy_from_slice(dy);
-                for (dx, x) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    backward_row_in_place(x, weight, kind, epsilon, dx);
+                let inputs = x.chunks_exact(width).zip(dy.chunks_exact(width));
+                for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(inputs) {
+                    backward_row(x, weight, kind, epsilon, dy, dx);
                 }
             },
         );

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{HeadNormRope, HeadShape};
 use crate::fast_math::{rows_per_task, sigmoid, vectorised};
-use crate::norm::cpu::{backward_row_in_place, forward_row};
+use crate::norm::cpu::{backward_row, forward_row};
 
 /// `[a, b] -> [a·cos - b·sin, b·cos + a·sin]` on the halves of the rotated part.
 #[inline(always)]
@@ -63,6 +63,7 @@ pub fn backward(x: &[f32], rope: &HeadNormRope, dy: &[f32]) -> Vec<f32> {
     let inputs =
         x.par_chunks(rows * source_width).zip(dy.par_chunks(rows * width)).zip(rope.positions.par_chunks(rows));
     outputs.zip(inputs).for_each(|(dx, ((x, dy), positions))| {
+        let mut turned = vec![0.0; head_dim];
         vectorised(
             #[inline(always)]
             || {
@@ -72,10 +73,16 @@ pub fn backward(x: &[f32], rope: &HeadNormRope, dy: &[f32]) -> Vec<f32> {
                     let heads = dx.chunks_exact_mut(source_stride).zip(x.chunks_exact(source_stride));
                     for ((dx, x), dy) in heads.zip(dy.chunks_exact(head_dim)) {
                         let (dx, x) = (&mut dx[..head_dim], &x[..head_dim]);
-                        dx.copy_from_slice(dy);
-                        rotate_back(dx, cosines, sines);
-                        if let Some(norm) = &rope.norm {
-                            backward_row_in_place(x, &norm.weight, norm.kind, norm.epsilon, dx);
+                        match &rope.norm {
+                            Some(norm) => {
+                                turned.copy_from_slice(dy);
+                                rotate_back(&mut turned, cosines, sines);
+                                backward_row(x, &norm.weight, norm.kind, norm.epsilon, &turned, dx);
+                            }
+                            None => {
+                                dx.copy_from_slice(dy);
+                                rotate_back(dx, cosines, sines);
+                            }
                         }
                     }
                 }

@@ -1,4 +1,4 @@
-//! The gated activation on `f32`. [`forward_into`] and [`backward_into`] work on one piece of any length, so that
+//! The gated activation on `f32`. `forward_into` and `backward_into` work on one piece of any length, so that
 //! another op can call them for rows that lie inside a larger buffer.
 
 use rayon::prelude::*;

@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn a_token_over_the_edge_of_an_answer_belongs_to_it() {
-        // Tokens 0..3, 3..6, 6..9 and 9..12; the answer begins inside the second and ends with the third.
-        let learnt = assistant_tokens(&[(0, 3), (3, 6), (6, 9), (9, 12)], &[5..9]);
-        assert_eq!(learnt, [false, true, true, false]);
+        // The first answer begins inside the second token and ends with the third.
+        let offsets = [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)];
+        assert_eq!(assistant_tokens(&offsets, &[5..9, 12..15]), [false, true, true, false, true]);
         assert_eq!(assistant_tokens(&[(0, 2), (2, 4)], &[0..2, 2..3]), [true, true]);
     }
 

@@ -88,7 +88,7 @@ fn layers(fields: &mut Fields, family: Family) -> Vec<LayerConfig> {
     let mixers = mixers(fields, family, count);
     let step = fields.size("decoder_sparse_step", Some(1), 1..=MAX_LAYERS);
     let dense = dense_layers(fields, count);
-    let mlp = |layer: usize| match !dense.contains(&layer) && (layer + 1) % step == 0 {
+    let mlp = |layer: usize| match !dense.contains(&layer) && (layer + 1).is_multiple_of(step) {
         true => MlpKind::Sparse,
         false => MlpKind::Dense,
     };
@@ -146,7 +146,7 @@ fn dense_layers(fields: &mut Fields, count: usize) -> Vec<usize> {
 fn attention(fields: &mut Fields, family: Family, hidden_size: usize) -> AttentionConfig {
     let heads = fields.size("num_attention_heads", None, 1..=MAX_HEADS);
     let key_value_heads = fields.size("num_key_value_heads", None, 1..=MAX_HEADS);
-    if heads % key_value_heads != 0 && !fields.is_refused("num_attention_heads") {
+    if !heads.is_multiple_of(key_value_heads) && !fields.is_refused("num_attention_heads") {
         fields.refuse("num_key_value_heads", format_args!("a divisor of num_attention_heads = {heads}"));
     }
     let head_dim = head_dim(fields, family, hidden_size, heads);
@@ -172,7 +172,7 @@ fn head_dim(fields: &mut Fields, family: Family, hidden_size: usize, heads: usiz
     }
     let even = hidden_size / heads;
     let derived = fields.get("head_dim").is_none() || family == Family::Qwen2Moe;
-    if derived && hidden_size % heads != 0 && !fields.is_refused("hidden_size") {
+    if derived && !hidden_size.is_multiple_of(heads) && !fields.is_refused("hidden_size") {
         fields.refuse("num_attention_heads", format_args!("a divisor of hidden_size = {hidden_size}"));
         return 1;
     }
@@ -209,7 +209,7 @@ fn rope(fields: &mut Fields, family: Family, head_dim: usize) -> (f64, usize) {
     }
     // transformers truncates, as in `int(head_dim * partial_rotary_factor)`.
     let rotary_dim = (head_dim as f64 * rotary_factor) as usize;
-    if rotary_dim == 0 || rotary_dim % 2 != 0 {
+    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
         fields.note(format!(
             "partial_rotary_factor: found {rotary_factor}, which turns {rotary_dim} of head_dim = {head_dim} \
              dimensions, expected an even number of at least 2"
@@ -226,7 +226,7 @@ fn delta_net(fields: &mut Fields) -> DeltaNetConfig {
         value_dim: fields.size("linear_value_head_dim", Some(128), 1..=MAX_HEAD_DIM),
         conv_kernel: fields.size("linear_conv_kernel_dim", Some(4), 1..=MAX_CONV_KERNEL),
     };
-    if config.value_heads % config.key_heads != 0 {
+    if !config.value_heads.is_multiple_of(config.key_heads) {
         let expected = format_args!("a multiple of linear_num_key_heads = {}", config.key_heads).to_string();
         fields.refuse("linear_num_value_heads", expected);
     }

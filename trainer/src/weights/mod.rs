@@ -18,6 +18,7 @@ use brightrun_kernels::nf4::Nf4Matrix;
 pub use names::{TensorKind, TensorSpec, expected_tensors};
 pub use precision::{BasePrecision, DEFAULT_SKIP};
 pub(crate) use shards::{SafetensorsFile, Stored};
+pub(crate) use stored::floats;
 
 use crate::config::{CheckpointFormat, ModelConfig};
 use crate::{Error, Result};

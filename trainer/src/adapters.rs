@@ -159,7 +159,8 @@ impl Adapters {
                 }
             }
             let length = layout.len();
-            let adapter = ExpertAdapter { values: variable(flat, &[length])?, layout: layout.into(), id: module_id(list) };
+            let adapter =
+                ExpertAdapter { values: variable(flat, &[length])?, layout: layout.into(), id: module_id(list) };
             experts.insert(list.to_string(), adapter);
         }
         Ok(Self { dense, experts })
@@ -239,7 +240,10 @@ mod tests {
 
     #[test]
     fn expert_paths_are_told_from_others() {
-        assert_eq!(expert_module("model.layers.1.mlp.experts.12.down_proj"), Some(("model.layers.1.mlp.experts", 12, 2)));
+        assert_eq!(
+            expert_module("model.layers.1.mlp.experts.12.down_proj"),
+            Some(("model.layers.1.mlp.experts", 12, 2))
+        );
         assert_eq!(expert_module("model.layers.1.mlp.shared_expert.down_proj"), None);
         assert_eq!(expert_module("model.layers.1.mlp.gate"), None);
     }

@@ -189,7 +189,10 @@ impl Data {
             let built = sequences::build(&tokenizer, conversations, options)?;
             if built.truncated > 0 {
                 let limit = parameters.max_seq_length;
-                watch.warn(format!("{} conversations exceed {limit} tokens and lost their oldest turns", built.truncated))?;
+                watch.warn(format!(
+                    "{} conversations exceed {limit} tokens and lost their oldest turns",
+                    built.truncated
+                ))?;
             }
             Ok(built.list)
         };
@@ -214,7 +217,10 @@ impl Learner {
     }
 
     fn base_parameters(&self) -> u64 {
-        expected_tensors(&self.config).iter().map(|tensor| tensor.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+        expected_tensors(&self.config)
+            .iter()
+            .map(|tensor| tensor.shape.iter().map(|n| *n as u64).product::<u64>())
+            .sum()
     }
 }
 
@@ -336,8 +342,7 @@ fn validate(learner: &Learner, sequences: &[Sequence], parameters: &Parameters) 
 }
 
 fn save(spec: &RunSpec, learner: &Learner, watch: &Watch) -> Result<()> {
-    let format =
-        AdapterFormat { dialect: spec.parameters.adapter_dialect, dtype: spec.parameters.adapter_dtype };
+    let format = AdapterFormat { dialect: spec.parameters.adapter_dialect, dtype: spec.parameters.adapter_dtype };
     let tensors = learner.adapters.tensors()?;
     let dir = spec.output_dir.join(ADAPTER_DIR);
     lora::write(&dir, &learner.config, &learner.plan, &tensors, format, &spec.base_model_name)?;

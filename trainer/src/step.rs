@@ -65,7 +65,8 @@ impl Gradients {
     /// None yet.
     pub fn new(adapters: &Adapters) -> Self {
         let parameters = adapters.parameters();
-        let hits = parameters.iter().map(|p| vec![false; p.experts.as_ref().map_or(0, |layout| layout.experts())]).collect();
+        let hits =
+            parameters.iter().map(|p| vec![false; p.experts.as_ref().map_or(0, |layout| layout.experts())]).collect();
         Self { values: vec![None; parameters.len()], hits, parameters }
     }
 
@@ -178,7 +179,10 @@ impl Aux {
     }
 
     fn value(&self, routers: &[Option<RouterOutput>]) -> Result<f64> {
-        routers.iter().flatten().try_fold(0.0, |sum, r| Ok(sum + scalar(&aux_loss(&r.logits, &self.shares, &self.valid)?)?))
+        routers
+            .iter()
+            .flatten()
+            .try_fold(0.0, |sum, r| Ok(sum + scalar(&aux_loss(&r.logits, &self.shares, &self.valid)?)?))
     }
 
     /// This layer's part, as a scalar of the graph.
@@ -321,7 +325,12 @@ fn layer_backward(
 }
 
 /// The loss of a whole graph, without any of the above: what the tests compare with.
-pub fn whole_graph_loss(model: &Model, batch: &MicroBatch, options: &StepOptions, position: Position) -> Result<Tensor> {
+pub fn whole_graph_loss(
+    model: &Model,
+    batch: &MicroBatch,
+    options: &StepOptions,
+    position: Position,
+) -> Result<Tensor> {
     let pass: Pass = model.pass(&batch.documents, dropout(options, position.step, position.micro_batch))?;
     let mut hidden = model.embed(&batch.tokens)?;
     for layer in model.layers() {

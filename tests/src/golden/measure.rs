@@ -41,7 +41,7 @@ impl Report {
 }
 
 /// Largest absolute difference; NaN or lengths that differ give NaN.
-pub fn absolute(found: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn absolute(found: &[f32], expected: &[f32]) -> f64 {
     if found.len() != expected.len() {
         return f64::NAN;
     }
@@ -49,7 +49,7 @@ pub fn absolute(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// Largest absolute difference over the rows (of `width` values) where `keep` is set.
-pub fn absolute_rows(found: &[f32], expected: &[f32], width: usize, keep: &[bool]) -> f64 {
+pub(super) fn absolute_rows(found: &[f32], expected: &[f32], width: usize, keep: &[bool]) -> f64 {
     if found.len() != expected.len() || found.len() != keep.len() * width {
         return f64::NAN;
     }
@@ -58,7 +58,7 @@ pub fn absolute_rows(found: &[f32], expected: &[f32], width: usize, keep: &[bool
 }
 
 /// Largest relative difference of two series.
-pub fn relative(found: &[f64], expected: &[f64]) -> f64 {
+pub(super) fn relative(found: &[f64], expected: &[f64]) -> f64 {
     if found.len() != expected.len() {
         return f64::NAN;
     }
@@ -66,14 +66,14 @@ pub fn relative(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 /// Largest absolute difference as a share of the largest expected value.
-pub fn share_of_maximum(found: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn share_of_maximum(found: &[f32], expected: &[f32]) -> f64 {
     let top = largest(expected.iter().map(|e| f64::from(e.abs())));
     let difference = absolute(found, expected);
     if difference == 0.0 { 0.0 } else { difference / top }
 }
 
 /// The largest value, NaN if any is.
-pub fn largest(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |top, value| if top.is_nan() || value.is_nan() { f64::NAN } else { f64::max(top, value) })
 }
 

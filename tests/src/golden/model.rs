@@ -97,12 +97,20 @@ pub(super) fn base(fixture: &Fixture, report: &mut Report) -> Result<()> {
         report.check(&name, *state, VALUES);
     }
     let normed = flat(&model.final_norm(&hidden)?)?;
-    report.check("hidden.final_norm", absolute_rows(&normed, &golden.floats("hidden.final_norm")?, width, &keep), VALUES);
+    report.check(
+        "hidden.final_norm",
+        absolute_rows(&normed, &golden.floats("hidden.final_norm")?, width, &keep),
+        VALUES,
+    );
     report.check("router.wrong_choices", choices as f64, 0.0);
     report.check("router.weights", largest(weights.into_iter()), VALUES);
     report.check("router.logits", largest(logits.into_iter()), VALUES);
     let found = flat(&model.logits(&hidden, &pass)?)?;
-    report.check("base.logits", absolute_rows(&found, &golden.floats("logits")?, source.config.vocab_size, &keep), VALUES);
+    report.check(
+        "base.logits",
+        absolute_rows(&found, &golden.floats("logits")?, source.config.vocab_size, &keep),
+        VALUES,
+    );
     report.check("base.loss", relative(&mean_losses(&model, &fixture.batches)?, &fixture.golden.base.loss), LOSS);
     if let Some(expected) = fixture.golden.base.aux_loss_masked {
         let found = evaluate(&model, batch, true)?.aux_loss.context("the model has no router")?;
@@ -154,7 +162,14 @@ pub(super) fn train(source: &Source, fixture: &Fixture, unhit_experts: UnhitExpe
 }
 
 /// Compares a run's curves.
-pub(super) fn compare_series(name: &str, run: &Run, expected: &Series, fixture: &Fixture, tolerance: f64, report: &mut Report) -> Result<()> {
+pub(super) fn compare_series(
+    name: &str,
+    run: &Run,
+    expected: &Series,
+    fixture: &Fixture,
+    tolerance: f64,
+    report: &mut Report,
+) -> Result<()> {
     report.check(&format!("{name}.loss"), relative(&run.loss, &expected.loss), tolerance);
     report.check(&format!("{name}.grad_norm"), relative(&run.grad_norm, &expected.grad_norm), SERIES);
     let last = mean_losses(&run.model, &fixture.batches)?;
@@ -191,7 +206,14 @@ pub(super) fn sampled_logits(model: &Model, batch: &MicroBatch) -> Result<(Vec<f
 }
 
 /// Compares logits at the sampled positions.
-pub(super) fn compare_logits(name: &str, model: &Model, batch: &MicroBatch, expected: &[f32], tolerance: f64, report: &mut Report) -> Result<()> {
+pub(super) fn compare_logits(
+    name: &str,
+    model: &Model,
+    batch: &MicroBatch,
+    expected: &[f32],
+    tolerance: f64,
+    report: &mut Report,
+) -> Result<()> {
     let (found, keep) = sampled_logits(model, batch)?;
     report.check(name, absolute_rows(&found, expected, model.config().vocab_size, &keep), tolerance);
     Ok(())

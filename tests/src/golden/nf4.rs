@@ -105,7 +105,11 @@ pub(super) fn runs(fixture: &Fixture, report: &mut Report) -> Result<()> {
         let source = Source::open(&fixture.base(), precision.clone(), Nf4Decode::BitsandbytesCpu)?;
         let model = source.model(&Adapters::none())?;
         let batch = fixture.batches.first().context("the fixture has no batch")?;
-        report.check(&format!("nf4.{name}.base_loss"), relative(&mean_losses(&model, &fixture.batches)?, &expected.base_loss), LOSS);
+        report.check(
+            &format!("nf4.{name}.base_loss"),
+            relative(&mean_losses(&model, &fixture.batches)?, &expected.base_loss),
+            LOSS,
+        );
         let exact = Source::open(&fixture.base(), precision, Nf4Decode::Exact)?.model(&Adapters::none())?;
         let loss = mean_losses(&exact, &fixture.batches)?;
         report.note(&format!("nf4.{name}.exact_decode.base_loss"), relative(&loss, &expected.base_loss));

@@ -11,7 +11,7 @@ use crate::adapters::DenseAdapter;
 
 /// `x Wᵀ + bias`, plus the low-rank update where the module is adapted.
 #[derive(Debug)]
-pub struct Linear {
+pub(super) struct Linear {
     frozen: FrozenLinear,
     adapter: Option<DenseAdapter>,
 }

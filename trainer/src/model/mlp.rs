@@ -82,7 +82,11 @@ impl SparseMoe {
             )),
             None => None,
         };
-        let nothing = ExpertLoraLayout::new(loader.config.hidden_size, config.intermediate_size, &vec![[None; 3]; config.experts]);
+        let nothing = ExpertLoraLayout::new(
+            loader.config.hidden_size,
+            config.intermediate_size,
+            &vec![[None; 3]; config.experts],
+        );
         Ok(Self {
             router: Linear::load(loader, &format!("{path}.gate"), false)?,
             experts: (0..config.experts).map(expert).collect::<Result<_>>()?,

@@ -57,13 +57,13 @@ pub struct Layer {
 
 #[derive(Debug)]
 enum Mixer {
-    Attention(Attention),
-    DeltaNet(DeltaNet),
+    Attention(Box<Attention>),
+    DeltaNet(Box<DeltaNet>),
 }
 
 #[derive(Debug)]
 enum Mlp {
-    Dense(DenseMlp),
+    Dense(Box<DenseMlp>),
     Sparse(Box<SparseMoe>),
 }
 
@@ -83,11 +83,11 @@ impl Layer {
         let path = format!("model.layers.{index}");
         let kind = loader.config.layers[index];
         let mixer = match kind.mixer {
-            MixerKind::Attention => Mixer::Attention(Attention::load(loader, &format!("{path}.self_attn"))?),
-            MixerKind::DeltaNet => Mixer::DeltaNet(DeltaNet::load(loader, &format!("{path}.linear_attn"))?),
+            MixerKind::Attention => Mixer::Attention(Box::new(Attention::load(loader, &format!("{path}.self_attn"))?)),
+            MixerKind::DeltaNet => Mixer::DeltaNet(Box::new(DeltaNet::load(loader, &format!("{path}.linear_attn"))?)),
         };
         let mlp = match kind.mlp {
-            MlpKind::Dense => Mlp::Dense(DenseMlp::load(loader, &format!("{path}.mlp"))?),
+            MlpKind::Dense => Mlp::Dense(Box::new(DenseMlp::load(loader, &format!("{path}.mlp"))?)),
             MlpKind::Sparse => Mlp::Sparse(Box::new(SparseMoe::load(loader, &format!("{path}.mlp"))?)),
         };
         Ok(Self {
@@ -158,11 +158,8 @@ impl Model {
         let loader = Loader { config, checkpoint, precision, adapters, decode };
         let embedding: Arc<[f32]> = checkpoint.matrix("model.embed_tokens.weight")?.into();
         let head = if config.tie_word_embeddings {
-            let weight = FrozenWeight::Plain {
-                rows: config.vocab_size,
-                columns: config.hidden_size,
-                values: embedding.clone(),
-            };
+            let weight =
+                FrozenWeight::Plain { rows: config.vocab_size, columns: config.hidden_size, values: embedding.clone() };
             Linear::new(FrozenLinear { weight, bias: None }, &loader, "lm_head")
         } else {
             Linear::load(&loader, "lm_head", false)?

@@ -11,9 +11,9 @@ use brightrun_kernels::grad_norm::{clip_factor, sum_of_squares};
 use brightrun_kernels::op::{update_in_place, with_slice};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::adapters::{Adapters, Parameter};
 use crate::step::Gradients;
+use crate::{Error, Result};
 
 /// What happens to a routed expert that had no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -129,6 +129,11 @@ impl Optimizer {
             }
         }
         let gradient_norm = squares.sqrt();
+        if !gradient_norm.is_finite() {
+            return Err(Error::Invalid(format!(
+                "the gradient's norm is {gradient_norm}; nothing was changed. Try a lower learning rate"
+            )));
+        }
         let scale = self.options.max_gradient_norm.map_or(1.0, |max| clip_factor(gradient_norm, max));
         let hyper = Hyper {
             learning_rate,

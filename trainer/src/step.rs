@@ -150,7 +150,7 @@ fn aux_shares(routers: &[Option<RouterOutput>], valid: &[f32]) -> Option<Arc<[f3
 /// Forward only: the loss of a batch, and its load-balancing loss when asked for.
 pub fn evaluate(model: &Model, batch: &MicroBatch, with_aux: bool) -> Result<MicroReport> {
     check_lengths(batch)?;
-    let pass = model.pass(&batch.documents, None)?;
+    let pass = model.pass(&batch.documents, None)?.without_graph();
     let mut hidden = model.embed(&batch.tokens)?;
     let mut routers = Vec::with_capacity(model.layers().len());
     for layer in model.layers() {
@@ -217,6 +217,7 @@ pub fn accumulate(
         return Err(Error::Invalid("an optimiser step without a single target token cannot be taken".into()));
     }
     let pass = model.pass(&batch.documents, dropout(options, position.step, position.micro_batch))?;
+    let plain = pass.without_graph();
     let first = first_with_adapters(model);
 
     let mut inputs = Vec::with_capacity(model.layers().len());
@@ -226,7 +227,10 @@ pub fn accumulate(
     for (index, layer) in model.layers().iter().enumerate() {
         let keep = options.recompute == Recompute::None && index >= first;
         let input = LayerInput::new(hidden, index > first)?;
-        let output = layer.forward(if keep { input.tensor() } else { input.detached() }, &pass)?;
+        let output = match keep {
+            true => layer.forward(input.tensor(), &pass)?,
+            false => layer.forward(input.detached(), &plain)?,
+        };
         hidden = output.hidden.detach();
         if let Some(router) = &output.router {
             gradients.mark_hits(index, router);

@@ -30,7 +30,7 @@ impl Linear {
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let Some(adapter) = &self.adapter else { return Ok(frozen_linear(x, &self.frozen)?) };
         let lora = Lora { rank: adapter.rank, scale: adapter.scale, dropout: pass.dropout(adapter.id) };
-        Ok(lora_linear(x, adapter.a.as_tensor(), adapter.b.as_tensor(), &self.frozen, lora)?)
+        Ok(lora_linear(x, &pass.learnt(&adapter.a), &pass.learnt(&adapter.b), &self.frozen, lora)?)
     }
 
     pub(super) fn frozen(&self) -> &FrozenLinear {

@@ -104,12 +104,12 @@ impl SparseMoe {
         let routing = Arc::new(routing);
         let weights = routing_weights(&logits, &routing, self.normalise)?;
         let (lora, layout) = match &self.adapter {
-            Some(adapter) => (adapter.values.as_tensor(), &adapter.layout),
-            None => (&self.no_lora.0, &self.no_lora.1),
+            Some(adapter) => (pass.learnt(&adapter.values), &adapter.layout),
+            None => (self.no_lora.0.clone(), &self.no_lora.1),
         };
         let dropout = self.adapter.as_ref().and_then(|adapter| pass.expert_dropout(adapter.id));
         let call = Call { experts: self.experts.clone(), routing: routing.clone(), lora: layout.clone(), dropout };
-        let mut out = moe::experts(x, &weights, lora, &call)?;
+        let mut out = moe::experts(x, &weights, &lora, &call)?;
         if let Some((shared, gate)) = &self.shared {
             out = (out + scale_rows(&shared.forward(x, pass)?, &gate.forward(x, pass)?)?)?;
         }

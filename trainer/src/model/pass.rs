@@ -5,7 +5,7 @@ use std::sync::Arc;
 use brightrun_kernels::Documents;
 use brightrun_kernels::dropout::Dropout;
 use brightrun_kernels::rope::RopeTable;
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 
 use super::linear::keyed;
 use crate::Result;
@@ -28,6 +28,7 @@ pub struct Pass {
     /// `[N, 1]`, 0 at padding; only when there is any.
     pub(super) validity: Option<Tensor>,
     dropout: Option<PassDropout>,
+    graph: bool,
 }
 
 impl Pass {
@@ -42,7 +43,18 @@ impl Pass {
             rope,
             validity,
             dropout: dropout.filter(|d| d.probability > 0.0),
+            graph: true,
         })
+    }
+
+    /// The same pass without a graph: parameters count as constants, so that no op keeps anything for a backward pass.
+    pub fn without_graph(&self) -> Self {
+        Self { graph: false, ..self.clone() }
+    }
+
+    /// A parameter as this pass sees it.
+    pub(super) fn learnt(&self, var: &Var) -> Tensor {
+        if self.graph { var.as_tensor().clone() } else { var.as_detached_tensor() }
     }
 
     pub(super) fn dropout(&self, id: u64) -> Option<Dropout> {

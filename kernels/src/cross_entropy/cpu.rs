@@ -124,7 +124,9 @@ pub fn loss(arguments: &Arguments<'_>, wanted: Wanted) -> Loss {
 
 /// Multiplies gathered rows by their factors.
 fn mask(dropout: Dropout, rows: &mut [f32], chunk: &[(usize, u32)], width: usize) {
-    rows.par_chunks_exact_mut(width).zip(chunk).for_each(|(values, &(row, _))| dropout.apply(values, (row * width) as u64));
+    rows.par_chunks_exact_mut(width)
+        .zip(chunk)
+        .for_each(|(values, &(row, _))| dropout.apply(values, (row * width) as u64));
 }
 
 /// `logits = rows · Wᵀ + scale · (drop(rows) · Aᵀ) · Bᵀ`.

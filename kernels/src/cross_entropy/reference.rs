@@ -54,8 +54,7 @@ pub fn loss(hidden: &[f64], width: usize, weight: &[f64], lora: Option<Lora<'_>>
         let Some(target) = target else { continue };
         let h = &hidden[row * width..(row + 1) * width];
         let effective = |v: usize, i: usize| weight[v * width + i] + factor(row, i) * update[v * width + i];
-        let logits: Vec<f64> =
-            (0..vocabulary).map(|v| (0..width).map(|i| effective(v, i) * h[i]).sum()).collect();
+        let logits: Vec<f64> = (0..vocabulary).map(|v| (0..width).map(|i| effective(v, i) * h[i]).sum()).collect();
         let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = logits.iter().map(|l| (l - largest).exp()).sum();
         out.loss += largest + total.ln() - logits[*target as usize];

@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod golden;
+pub mod steps;
+pub mod toy;

@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use crate::dropout::Dropout;
 use crate::fast_math::{exp, largest, sum, vectorised};
 use crate::gemm::{Accumulate, MatMut, MatRef, Threads, gemm};
 
@@ -17,6 +18,8 @@ pub struct Lora<'a> {
     pub rank: usize,
     /// Factor of the pair's contribution.
     pub scale: f32,
+    /// Mask of what goes into `A`: of element `row · width + column`, with the row's number among all rows.
+    pub dropout: Option<Dropout>,
 }
 
 /// Checked arguments.
@@ -64,6 +67,8 @@ pub struct Loss {
 struct Scratch {
     /// Gathered rows `[chunk, width]`.
     rows: Vec<f32>,
+    /// The rows as they go into `A`, only where there is dropout.
+    dropped: Vec<f32>,
     /// Logits, then their gradient `[chunk, vocabulary]`.
     logits: Vec<f32>,
     /// `rows · Aᵀ`, `[chunk, rank]`.
@@ -72,6 +77,8 @@ struct Scratch {
     d_inner: Vec<f32>,
     /// Gradient of the gathered rows.
     d_rows: Vec<f32>,
+    /// Gradient of the rows as they go into `A`, only where there is dropout.
+    d_dropped: Vec<f32>,
 }
 
 /// Sum of the cross entropies, with the wanted gradients from the same pass.
@@ -88,12 +95,15 @@ pub fn loss(arguments: &Arguments<'_>, wanted: Wanted) -> Loss {
         out.d_b = vec![0.0; vocabulary * rank];
     }
     let most = chunk_rows.min(kept.len());
+    let dropped = if lora.is_some_and(|l| l.dropout.is_some()) { most * width } else { 0 };
     let mut scratch = Scratch {
         rows: vec![0.0; most * width],
+        dropped: vec![0.0; dropped],
         logits: vec![0.0; most * vocabulary],
         inner: vec![0.0; most * rank],
         d_inner: vec![0.0; most * rank],
         d_rows: vec![0.0; if wanted.hidden { most * width } else { 0 }],
+        d_dropped: vec![0.0; if wanted.hidden { dropped } else { 0 }],
     };
     for chunk in kept.chunks(chunk_rows) {
         make_logits(arguments, chunk, &mut scratch);
@@ -112,7 +122,14 @@ pub fn loss(arguments: &Arguments<'_>, wanted: Wanted) -> Loss {
     out
 }
 
-/// `logits = rows · Wᵀ + scale · (rows · Aᵀ) · Bᵀ`.
+/// Multiplies gathered rows by their factors.
+fn mask(dropout: Dropout, rows: &mut [f32], chunk: &[(usize, u32)], width: usize) {
+    rows.par_chunks_exact_mut(width)
+        .zip(chunk)
+        .for_each(|(values, &(row, _))| dropout.apply(values, (row * width) as u64));
+}
+
+/// `logits = rows · Wᵀ + scale · (drop(rows) · Aᵀ) · Bᵀ`.
 fn make_logits(arguments: &Arguments<'_>, chunk: &[(usize, u32)], scratch: &mut Scratch) {
     let Arguments { hidden, width, weight, vocabulary, lora, .. } = *arguments;
     let count = chunk.len();
@@ -124,10 +141,19 @@ fn make_logits(arguments: &Arguments<'_>, chunk: &[(usize, u32)], scratch: &mut 
     let weight = MatRef::new(weight, vocabulary, width);
     let dst = MatMut::new(logits, count, vocabulary);
     gemm(dst, Accumulate::Overwrite, 1.0, rows, weight.t(), Threads::All);
-    if let Some(Lora { a, b, rank, scale }) = lora {
+    if let Some(Lora { a, b, rank, scale, dropout }) = lora {
+        let into_a = match dropout {
+            Some(dropout) => {
+                let dropped = &mut scratch.dropped[..count * width];
+                dropped.copy_from_slice(&scratch.rows[..count * width]);
+                mask(dropout, dropped, chunk, width);
+                MatRef::new(dropped, count, width)
+            }
+            None => rows,
+        };
         let inner = &mut scratch.inner[..count * rank];
         let a = MatRef::new(a, rank, width);
-        gemm(MatMut::new(inner, count, rank), Accumulate::Overwrite, 1.0, rows, a.t(), Threads::All);
+        gemm(MatMut::new(inner, count, rank), Accumulate::Overwrite, 1.0, into_a, a.t(), Threads::All);
         let (inner, b) = (MatRef::new(inner, count, rank), MatRef::new(b, vocabulary, rank));
         gemm(MatMut::new(logits, count, vocabulary), Accumulate::Add, scale, inner, b.t(), Threads::All);
     }
@@ -160,8 +186,8 @@ fn row_loss(row: &mut [f32], target: usize, with_gradient: bool) -> f64 {
     )
 }
 
-/// With `dl` the gradient of the logits and `t = scale · dl · B`: `d_rows = dl · W + t · A`, `d_A += tᵀ · rows`,
-/// `d_B += scale · dlᵀ · (rows · Aᵀ)`.
+/// With `dl` the gradient of the logits and `t = scale · dl · B`: `d_rows = dl · W + drop(t · A)`,
+/// `d_A += tᵀ · drop(rows)`, `d_B += scale · dlᵀ · (drop(rows) · Aᵀ)`.
 fn add_gradients(
     arguments: &Arguments<'_>,
     chunk: &[(usize, u32)],
@@ -172,32 +198,58 @@ fn add_gradients(
     let Arguments { width, weight, vocabulary, lora, .. } = *arguments;
     let count = chunk.len();
     let d_logits = MatRef::new(&scratch.logits[..count * vocabulary], count, vocabulary);
-    let rows = MatRef::new(&scratch.rows[..count * width], count, width);
     if wanted.hidden {
         let d_rows = MatMut::new(&mut scratch.d_rows[..count * width], count, width);
         let weight = MatRef::new(weight, vocabulary, width);
         gemm(d_rows, Accumulate::Overwrite, 1.0, d_logits, weight, Threads::All);
     }
-    if let Some(Lora { a, b, rank, scale }) = lora {
-        let d_inner = &mut scratch.d_inner[..count * rank];
-        let b = MatRef::new(b, vocabulary, rank);
-        gemm(MatMut::new(d_inner, count, rank), Accumulate::Overwrite, scale, d_logits, b, Threads::All);
-        let d_inner = MatRef::new(d_inner, count, rank);
-        if wanted.hidden {
-            let d_rows = MatMut::new(&mut scratch.d_rows[..count * width], count, width);
-            gemm(d_rows, Accumulate::Add, 1.0, d_inner, MatRef::new(a, rank, width), Threads::All);
-        }
-        if wanted.lora {
-            let d_a = MatMut::new(&mut out.d_a, rank, width);
-            gemm(d_a, Accumulate::Add, 1.0, d_inner.t(), rows, Threads::All);
-            let inner = MatRef::new(&scratch.inner[..count * rank], count, rank);
-            let d_b = MatMut::new(&mut out.d_b, vocabulary, rank);
-            gemm(d_b, Accumulate::Add, scale, d_logits.t(), inner, Threads::All);
-        }
+    if let Some(lora) = lora {
+        add_lora_gradients(lora, chunk, width, vocabulary, wanted, scratch, out);
     }
     if wanted.hidden {
         for (d_row, &(row, _)) in scratch.d_rows.chunks_exact(width).zip(chunk) {
             out.d_hidden[row * width..(row + 1) * width].copy_from_slice(d_row);
         }
+    }
+}
+
+fn add_lora_gradients(
+    lora: Lora<'_>,
+    chunk: &[(usize, u32)],
+    width: usize,
+    vocabulary: usize,
+    wanted: Wanted,
+    scratch: &mut Scratch,
+    out: &mut Loss,
+) {
+    let Lora { a, b, rank, scale, dropout } = lora;
+    let count = chunk.len();
+    let (a, b) = (MatRef::new(a, rank, width), MatRef::new(b, vocabulary, rank));
+    let d_logits = MatRef::new(&scratch.logits[..count * vocabulary], count, vocabulary);
+    let d_inner = &mut scratch.d_inner[..count * rank];
+    gemm(MatMut::new(d_inner, count, rank), Accumulate::Overwrite, scale, d_logits, b, Threads::All);
+    let d_inner = MatRef::new(d_inner, count, rank);
+    let d_rows = &mut scratch.d_rows;
+    match dropout.filter(|_| wanted.hidden) {
+        Some(dropout) => {
+            let d_dropped = &mut scratch.d_dropped[..count * width];
+            gemm(MatMut::new(d_dropped, count, width), Accumulate::Overwrite, 1.0, d_inner, a, Threads::All);
+            mask(dropout, d_dropped, chunk, width);
+            d_rows.iter_mut().zip(d_dropped).for_each(|(sum, part)| *sum += *part);
+        }
+        None if wanted.hidden => {
+            let d_rows = MatMut::new(&mut d_rows[..count * width], count, width);
+            gemm(d_rows, Accumulate::Add, 1.0, d_inner, a, Threads::All);
+        }
+        None => {}
+    }
+    if wanted.lora {
+        let into_a = if dropout.is_some() { &scratch.dropped } else { &scratch.rows };
+        let into_a = MatRef::new(&into_a[..count * width], count, width);
+        let d_a = MatMut::new(&mut out.d_a, rank, width);
+        gemm(d_a, Accumulate::Add, 1.0, d_inner.t(), into_a, Threads::All);
+        let inner = MatRef::new(&scratch.inner[..count * rank], count, rank);
+        let d_b = MatMut::new(&mut out.d_b, vocabulary, rank);
+        gemm(d_b, Accumulate::Add, scale, d_logits.t(), inner, Threads::All);
     }
 }

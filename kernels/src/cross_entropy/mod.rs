@@ -1,8 +1,8 @@
 //! Output projection and cross entropy in one op, so that the logits of all rows never exist together.
 //!
-//! `loss = Σ_rows ln Σ_v exp(l_v) - l_target`, `l = W·h + scale·B·(A·h)`, over the rows that have a target. With
-//! `dl = softmax(l) - onehot(target)`: `dh = Wᵀ·dl + scale·Aᵀ·(Bᵀ·dl)`, `dA = scale·Σ (Bᵀ·dl)·hᵀ`,
-//! `dB = scale·Σ dl·(A·h)ᵀ`. The gradients are made in the forward pass, chunk by chunk while the logits are there, and
+//! `loss = Σ_rows ln Σ_v exp(l_v) - l_target`, `l = W·h + scale·B·(A·(m ⊙ h))`, over the rows that have a target, with
+//! `m` the factors of the dropout. With `dl = softmax(l) - onehot(target)`: `dh = Wᵀ·dl + scale·m ⊙ (Aᵀ·(Bᵀ·dl))`,
+//! `dA = scale·Σ (Bᵀ·dl)·(m ⊙ h)ᵀ`, `dB = scale·Σ dl·(A·(m ⊙ h))ᵀ`. The gradients are made in the forward pass, chunk by chunk while the logits are there, and
 //! only if the graph wants them; the backward pass multiplies them by the upstream number. W is frozen.
 
 pub mod cpu;
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor};
 
+use crate::dropout::Dropout;
 use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Error, FrozenWeight, Result};
 use cpu::Wanted;
@@ -32,6 +33,8 @@ pub struct Lora<'a> {
     pub b: &'a Tensor,
     /// Factor of the pair's contribution.
     pub scale: f32,
+    /// Mask of what goes into `A`: of element `row · width + column` of `hidden`.
+    pub dropout: Option<Dropout>,
 }
 
 /// The sum (not the mean) of the cross entropies of the rows of `hidden` `[rows, width]` that have a target, as a
@@ -72,7 +75,7 @@ pub fn fused(
         return Err(Error::shape(OP, "lora B", [vocabulary, rank], lora.b.dims()));
     }
     let wanted = Wanted { lora: wants_gradient(lora.a) || wants_gradient(lora.b), ..op.wanted };
-    let op = FusedCrossEntropy { lora: Some((rank, lora.scale)), wanted, ..op };
+    let op = FusedCrossEntropy { lora: Some((rank, lora.scale, lora.dropout)), wanted, ..op };
     Ok(hidden.apply_op3_arc(lora.a, lora.b, Arc::new(Box::new(op)))?)
 }
 
@@ -91,8 +94,8 @@ struct FusedCrossEntropy {
     weight: FrozenWeight,
     kept: Vec<(usize, u32)>,
     chunk_rows: usize,
-    /// Rank and scale of the LoRA pair.
-    lora: Option<(usize, f32)>,
+    /// Rank, scale and dropout of the LoRA pair.
+    lora: Option<(usize, f32, Option<Dropout>)>,
     wanted: Wanted,
     /// Left by the forward pass for the backward pass.
     gradients: Mutex<Option<Gradients>>,
@@ -178,7 +181,7 @@ impl CustomOp3 for FusedCrossEntropy {
         b_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (a, b) = (op::slice(OP, a, a_layout)?, op::slice(OP, b, b_layout)?);
-        let lora = self.lora.map(|(rank, scale)| cpu::Lora { a, b, rank, scale });
+        let lora = self.lora.map(|(rank, scale, dropout)| cpu::Lora { a, b, rank, scale, dropout });
         self.forward(op::slice(OP, hidden, hidden_layout)?, lora)
     }
 

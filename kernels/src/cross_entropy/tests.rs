@@ -17,6 +17,7 @@ struct Case {
     a: Vec<f64>,
     b: Vec<f64>,
     targets: Vec<Option<u32>>,
+    dropout: Option<Dropout>,
 }
 
 const SCALE: f64 = 0.5;
@@ -30,12 +31,17 @@ impl Case {
             a: uniform(rank * width, seed + 2),
             b: uniform(vocabulary * rank, seed + 3),
             targets: targets(rows, vocabulary, seed + 4),
+            dropout: None,
         }
     }
 
     fn expected(&self) -> reference::Loss {
-        let lora = (!self.a.is_empty()).then_some(reference::Lora { a: &self.a, b: &self.b, scale: SCALE });
+        let lora = (!self.a.is_empty()).then_some(self.reference_lora(&self.a, &self.b));
         reference::loss(&self.hidden, self.width, &self.weight, lora, &self.targets)
+    }
+
+    fn reference_lora<'a>(&self, a: &'a [f64], b: &'a [f64]) -> reference::Lora<'a> {
+        reference::Lora { a, b, scale: SCALE, dropout: self.dropout }
     }
 
     fn vocabulary(&self) -> usize {
@@ -64,14 +70,15 @@ proptest! {
     #[test]
     fn loss_and_gradients_equal_the_reference(
         rows in 0usize..40, width in 1usize..40, vocabulary in 1usize..300, rank in 0usize..5, chunk in 1usize..50,
-        seed: u64,
+        seed: u64, drops: bool,
     ) {
-        let case = Case::new(rows, width, vocabulary, rank, seed);
+        let mut case = Case::new(rows, width, vocabulary, rank, seed);
+        case.dropout = drops.then(|| Dropout::keyed(0.4, &[seed]));
         let expected = case.expected();
         let (a, b) = (narrow(&case.a), narrow(&case.b));
         let (hidden, weight) = (narrow(&case.hidden), narrow(&case.weight));
         let kept = keep(&case.targets, vocabulary).unwrap();
-        let lora = (rank > 0).then_some(cpu::Lora { a: &a, b: &b, rank, scale: SCALE as f32 });
+        let lora = (rank > 0).then_some(cpu::Lora { a: &a, b: &b, rank, scale: SCALE as f32, dropout: case.dropout });
         let arguments = cpu::Arguments {
             hidden: &hidden, width, weight: &weight, vocabulary, lora, kept: &kept, chunk_rows: chunk,
         };
@@ -88,10 +95,11 @@ proptest! {
 
 #[test]
 fn the_reference_gradients_are_derivatives() {
-    let case = Case::new(4, 3, 7, 2, 1);
+    let mut case = Case::new(4, 3, 7, 2, 1);
+    case.dropout = Some(Dropout::keyed(0.4, &[1]));
     let expected = case.expected();
     let loss = |hidden: &[f64], a: &[f64], b: &[f64]| {
-        let lora = reference::Lora { a, b, scale: SCALE };
+        let lora = case.reference_lora(a, b);
         reference::loss(hidden, 3, &case.weight, Some(lora), &case.targets).loss
     };
     assert_derivative("hidden", &case.hidden, &expected.d_hidden, |h| loss(h, &case.a, &case.b));
@@ -112,11 +120,12 @@ fn a_long_vocabulary_and_large_logits_stay_exact() {
 
 #[test]
 fn gradients_arrive_at_variables_times_the_upstream_number() {
-    let case = Case::new(9, 6, 31, 2, 1);
+    let mut case = Case::new(9, 6, 31, 2, 1);
+    case.dropout = Some(Dropout::keyed(0.3, &[5]));
     let expected = case.expected();
     let thrice = |values: &[f64]| values.iter().map(|v| 3.0 * v).collect::<Vec<_>>();
     let (hidden, a, b) = (case.variable(&case.hidden, 6), case.variable(&case.a, 6), case.variable(&case.b, 2));
-    let lora = Lora { a: &a, b: &b, scale: SCALE as f32 };
+    let lora = Lora { a: &a, b: &b, scale: SCALE as f32, dropout: case.dropout };
     let loss = fused(&hidden, Some(lora), &case.frozen(), &case.targets, 4).unwrap();
     assert_eq!(loss.dims(), [0usize; 0]);
     let gradients = loss.affine(3.0, 0.0).unwrap().backward().unwrap();
@@ -130,12 +139,28 @@ fn gradients_arrive_at_variables_times_the_upstream_number() {
 }
 
 #[test]
+fn the_dropout_of_a_row_does_not_depend_on_the_other_rows() {
+    let mut case = Case::new(5, 16, 20, 2, 1);
+    case.dropout = Some(Dropout::keyed(0.5, &[5]));
+    let (hidden, a, b) = (case.variable(&case.hidden, 16), case.variable(&case.a, 16), case.variable(&case.b, 2));
+    let lora = Lora { a: &a, b: &b, scale: 1.0, dropout: case.dropout };
+    let loss = |targets: &[Option<u32>], chunk: usize| {
+        fused(&hidden, Some(lora), &case.frozen(), targets, chunk).unwrap().to_scalar::<f32>().unwrap()
+    };
+    let all = [Some(1), Some(2), Some(3), Some(4), Some(5)];
+    let alone: f32 = (0..5).map(|row| loss(&std::array::from_fn::<_, 5, _>(|r| all[r].filter(|_| r == row)), 3)).sum();
+    assert!((loss(&all, 2) - alone).abs() < 1e-4);
+    let plain = fused(&hidden, Some(Lora { dropout: None, ..lora }), &case.frozen(), &all, 2).unwrap();
+    assert!((plain.to_scalar::<f32>().unwrap() - alone).abs() > 1e-2);
+}
+
+#[test]
 fn only_wanted_gradients_are_given() {
     let case = Case::new(9, 6, 31, 2, 1);
     let (hidden, a, b) = (case.variable(&case.hidden, 6), case.variable(&case.a, 6), case.variable(&case.b, 2));
     let frozen_a = a.as_detached_tensor();
     let frozen_hidden = hidden.as_detached_tensor();
-    let lora = Lora { a: &frozen_a, b: &b, scale: SCALE as f32 };
+    let lora = Lora { a: &frozen_a, b: &b, scale: SCALE as f32, dropout: None };
     let gradients = fused(&frozen_hidden, Some(lora), &case.frozen(), &case.targets, 4).unwrap().backward().unwrap();
     assert!(gradients.get(&frozen_a).is_none() && gradients.get(&frozen_hidden).is_none());
     assert_close("d_b", &values(gradients.get(&b).unwrap()), &case.expected().d_b, 1e-5);
@@ -188,8 +213,8 @@ fn bad_arguments_are_refused() {
     assert_eq!(message, "fused cross entropy: row 1 has target 5, outside of 5 words");
     assert!(fused(&hidden, None, &frozen, &targets[..2], 1).is_err());
     assert!(fused(&hidden, None, &frozen, &targets, 0).is_err());
-    let swapped = Lora { a: &b, b: &a, scale: 1.0 };
+    let swapped = Lora { a: &b, b: &a, scale: 1.0, dropout: None };
     assert!(fused(&hidden, Some(swapped), &frozen, &targets, 1).is_err());
-    let wide = Lora { a: &a, b: &a, scale: 1.0 };
+    let wide = Lora { a: &a, b: &a, scale: 1.0, dropout: None };
     assert!(fused(&hidden, Some(wide), &frozen, &targets, 1).is_err());
 }

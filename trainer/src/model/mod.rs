@@ -225,6 +225,7 @@ impl Model {
             a: adapter.a.as_tensor(),
             b: adapter.b.as_tensor(),
             scale: adapter.scale,
+            dropout: pass.dropout(adapter.id),
         });
         let weight = &self.head.frozen().weight;
         Ok(cross_entropy::fused(&hidden, lora, weight, targets, cross_entropy::CHUNK_ROWS)?)

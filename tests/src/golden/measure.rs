@@ -66,7 +66,7 @@ pub(super) fn relative(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 /// Largest absolute difference as a share of the largest expected value.
-pub(super) fn share_of_maximum(found: &[f32], expected: &[f32]) -> f64 {
+pub fn share_of_maximum(found: &[f32], expected: &[f32]) -> f64 {
     let top = largest(expected.iter().map(|e| f64::from(e.abs())));
     let difference = absolute(found, expected);
     if difference == 0.0 { 0.0 } else { difference / top }

@@ -221,9 +221,11 @@ impl Model {
     /// Sum of the cross-entropies of all positions that have a target, from the last layer's output.
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Option<u32>], pass: &Pass) -> Result<Tensor> {
         let hidden = self.norm.forward(hidden)?;
-        let lora = self.head.adapter().map(|adapter| cross_entropy::Lora {
-            a: adapter.a.as_tensor(),
-            b: adapter.b.as_tensor(),
+        let adapter = self.head.adapter();
+        let matrices = adapter.map(|adapter| (pass.learnt(&adapter.a), pass.learnt(&adapter.b)));
+        let lora = adapter.zip(matrices.as_ref()).map(|(adapter, (a, b))| cross_entropy::Lora {
+            a,
+            b,
             scale: adapter.scale,
             dropout: pass.dropout(adapter.id),
         });
@@ -234,10 +236,5 @@ impl Model {
     /// Logits `[N, vocab]` from the last layer's output: for looking at, not for training.
     pub fn logits(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
         self.head.forward(&self.norm.forward(hidden)?, pass)
-    }
-
-    /// Whether the head learns.
-    pub fn head_is_adapted(&self) -> bool {
-        self.head.is_adapted()
     }
 }

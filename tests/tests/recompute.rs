@@ -6,7 +6,7 @@ use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::{IGNORED, MicroBatch};
 use brightrun_trainer::config::Family;
 use brightrun_trainer::lora::{AdapterTensors, TargetSet};
-use brightrun_trainer::model::Model;
+use brightrun_trainer::model::{Model, PassDropout};
 use brightrun_trainer::step::{Position, Recompute, StepOptions, whole_graph_loss};
 use candle_core::{Device, Tensor};
 
@@ -99,6 +99,26 @@ fn dropout_changes_the_gradient_and_its_seed_does_too() {
         assert!(gradient != &plain[path], "{path} ignores dropout");
         assert!(gradient != &two[path], "{path} ignores the seed");
     }
+}
+
+/// The fused head drops what the head's logits drop.
+#[test]
+fn the_loss_of_an_adapted_head_is_that_of_its_logits() {
+    let case = case(Family::Qwen3Moe, |_| TargetSet::Named(vec!["lm_head".to_owned()]), false);
+    let hidden = case.model.embed(&case.batch.tokens).unwrap();
+    let losses = [None, Some(PassDropout { probability: 0.4, key: 3 })].map(|dropout| {
+        let pass = case.model.pass(&case.batch.documents, dropout).unwrap();
+        let logits = case.model.logits(&hidden, &pass).unwrap().to_vec2::<f32>().unwrap();
+        let rows = logits.iter().zip(&case.batch.targets).filter_map(|(row, target)| Some((row, (*target)?)));
+        let loss = |(row, target): (&Vec<f32>, u32)| {
+            row.iter().map(|v| f64::from(*v).exp()).sum::<f64>().ln() - f64::from(row[target as usize])
+        };
+        let expected: f64 = rows.map(loss).sum();
+        let found = case.model.loss_sum(&hidden, &case.batch.targets, &pass).unwrap().to_scalar::<f32>().unwrap();
+        assert!((f64::from(found) / expected - 1.0).abs() < 1e-6, "{dropout:?}: {found}, expected {expected}");
+        expected
+    });
+    assert!((losses[0] / losses[1] - 1.0).abs() > 1e-4, "{losses:?}: dropout does nothing");
 }
 
 /// `E · Σ_e f_e P_e`, with `f_e` the share of places given to expert `e` and `P_e` its mean probability, over the real

@@ -7,7 +7,7 @@ use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::MicroBatch;
 use brightrun_trainer::config::ModelConfig;
 use brightrun_trainer::lora::{self, AdapterTensors};
-use brightrun_trainer::model::{Model, Nf4Decode};
+use brightrun_trainer::model::{Model, Nf4Arithmetic};
 use brightrun_trainer::optim::{Optimizer, OptimizerOptions, UnhitExperts};
 use brightrun_trainer::step::{Gradients, Position, Recompute, StepOptions, accumulate, evaluate};
 use brightrun_trainer::weights::{BasePrecision, Checkpoint};
@@ -21,18 +21,18 @@ pub(super) struct Source {
     pub(super) config: ModelConfig,
     pub(super) checkpoint: Checkpoint,
     pub(super) precision: BasePrecision,
-    pub(super) decode: Nf4Decode,
+    pub(super) arithmetic: Nf4Arithmetic,
 }
 
 impl Source {
-    pub(super) fn open(dir: &Path, precision: BasePrecision, decode: Nf4Decode) -> Result<Self> {
+    pub(super) fn open(dir: &Path, precision: BasePrecision, arithmetic: Nf4Arithmetic) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
         let checkpoint = Checkpoint::open(dir, &config)?;
-        Ok(Self { config, checkpoint, precision, decode })
+        Ok(Self { config, checkpoint, precision, arithmetic })
     }
 
     pub(super) fn model(&self, adapters: &Adapters) -> Result<Model> {
-        Ok(Model::load_decoding(&self.config, &self.checkpoint, &self.precision, adapters, self.decode)?)
+        Ok(Model::load_with_arithmetic(&self.config, &self.checkpoint, &self.precision, adapters, self.arithmetic)?)
     }
 
     pub(super) fn adapters(&self, dir: &Path) -> Result<Adapters> {
@@ -68,7 +68,7 @@ pub(super) fn mean_losses(model: &Model, batches: &[MicroBatch]) -> Result<Vec<f
 
 /// Hidden states, router choices, logits and losses without adapter.
 pub(super) fn base(fixture: &Fixture, report: &mut Report) -> Result<()> {
-    let source = Source::open(&fixture.base(), BasePrecision::Full, Nf4Decode::Exact)?;
+    let source = Source::open(&fixture.base(), BasePrecision::Full, Nf4Arithmetic::Exact)?;
     let model = source.model(&Adapters::none())?;
     let golden = fixture.tensors("golden_base.safetensors")?;
     let batch = fixture.batches.first().context("the fixture has no batch")?;
@@ -97,12 +97,20 @@ pub(super) fn base(fixture: &Fixture, report: &mut Report) -> Result<()> {
         report.check(&name, *state, VALUES);
     }
     let normed = flat(&model.final_norm(&hidden)?)?;
-    report.check("hidden.final_norm", absolute_rows(&normed, &golden.floats("hidden.final_norm")?, width, &keep), VALUES);
+    report.check(
+        "hidden.final_norm",
+        absolute_rows(&normed, &golden.floats("hidden.final_norm")?, width, &keep),
+        VALUES,
+    );
     report.check("router.wrong_choices", choices as f64, 0.0);
     report.check("router.weights", largest(weights.into_iter()), VALUES);
     report.check("router.logits", largest(logits.into_iter()), VALUES);
     let found = flat(&model.logits(&hidden, &pass)?)?;
-    report.check("base.logits", absolute_rows(&found, &golden.floats("logits")?, source.config.vocab_size, &keep), VALUES);
+    report.check(
+        "base.logits",
+        absolute_rows(&found, &golden.floats("logits")?, source.config.vocab_size, &keep),
+        VALUES,
+    );
     report.check("base.loss", relative(&mean_losses(&model, &fixture.batches)?, &fixture.golden.base.loss), LOSS);
     if let Some(expected) = fixture.golden.base.aux_loss_masked {
         let found = evaluate(&model, batch, true)?.aux_loss.context("the model has no router")?;
@@ -154,7 +162,14 @@ pub(super) fn train(source: &Source, fixture: &Fixture, unhit_experts: UnhitExpe
 }
 
 /// Compares a run's curves.
-pub(super) fn compare_series(name: &str, run: &Run, expected: &Series, fixture: &Fixture, tolerance: f64, report: &mut Report) -> Result<()> {
+pub(super) fn compare_series(
+    name: &str,
+    run: &Run,
+    expected: &Series,
+    fixture: &Fixture,
+    tolerance: f64,
+    report: &mut Report,
+) -> Result<()> {
     report.check(&format!("{name}.loss"), relative(&run.loss, &expected.loss), tolerance);
     report.check(&format!("{name}.grad_norm"), relative(&run.grad_norm, &expected.grad_norm), SERIES);
     let last = mean_losses(&run.model, &fixture.batches)?;
@@ -191,7 +206,14 @@ pub(super) fn sampled_logits(model: &Model, batch: &MicroBatch) -> Result<(Vec<f
 }
 
 /// Compares logits at the sampled positions.
-pub(super) fn compare_logits(name: &str, model: &Model, batch: &MicroBatch, expected: &[f32], tolerance: f64, report: &mut Report) -> Result<()> {
+pub(super) fn compare_logits(
+    name: &str,
+    model: &Model,
+    batch: &MicroBatch,
+    expected: &[f32],
+    tolerance: f64,
+    report: &mut Report,
+) -> Result<()> {
     let (found, keep) = sampled_logits(model, batch)?;
     report.check(name, absolute_rows(&found, expected, model.config().vocab_size, &keep), tolerance);
     Ok(())
@@ -199,7 +221,7 @@ pub(super) fn compare_logits(name: &str, model: &Model, batch: &MicroBatch, expe
 
 /// First gradients, both training runs and the final adapter.
 pub(super) fn lora(fixture: &Fixture, report: &mut Report) -> Result<()> {
-    let source = Source::open(&fixture.base(), BasePrecision::Full, Nf4Decode::Exact)?;
+    let source = Source::open(&fixture.base(), BasePrecision::Full, Nf4Arithmetic::Exact)?;
     let golden = fixture.tensors("golden_lora.safetensors")?;
     let batch = &fixture.batches[0];
     let fresh = source.adapters(&fixture.dir.join("lora_init"))?;

@@ -20,6 +20,7 @@
 //! absmax' = map[code8] · nested + offset                      (two roundings)
 //! ```
 
+mod bitsandbytes;
 mod cpu;
 mod dynamic_map;
 mod mean;
@@ -109,6 +110,18 @@ pub struct Nf4Matrix {
 impl Nf4Matrix {
     /// Quantises a row-major matrix, with or without double quantisation. Values must be finite.
     pub fn quantize(values: &[f32], rows: usize, columns: usize, double_quant: bool) -> Result<Self> {
+        let scales = |absmax: Vec<f32>| {
+            if double_quant { double(&absmax, nearest_code) } else { Ok(Scales::Plain(absmax)) }
+        };
+        Self::quantize_with(values, rows, columns, scales)
+    }
+
+    fn quantize_with(
+        values: &[f32],
+        rows: usize,
+        columns: usize,
+        scales: impl FnOnce(Vec<f32>) -> Result<Scales>,
+    ) -> Result<Self> {
         let count = count(rows, columns)?;
         if values.len() != count {
             return Err(Error::shape(OP, "values", (rows, columns), values.len()));
@@ -117,8 +130,7 @@ impl Nf4Matrix {
             let (row, column, value) = (index / columns, index % columns, values[index]);
             Error::invalid(OP, format!("row {row}, column {column} is {value}: only finite weights can be quantised"))
         })?;
-        let scales = if double_quant { double(&absmax)? } else { Scales::Plain(absmax) };
-        Ok(Self { rows, columns, packed, scales })
+        Ok(Self { rows, columns, packed, scales: scales(absmax)? })
     }
 
     /// A matrix from its stored parts. Every length is checked, and that the scales are finite.
@@ -207,24 +219,6 @@ impl Nf4Matrix {
         }
     }
 
-    /// What bitsandbytes' CPU kernel (AVX-512, as of 0.50) makes of this matrix. It takes `row · (columns / 64) +
-    /// column / 64` for the block of a value, which is another block than the one it was quantised with when rows are
-    /// not whole blocks; it does so for columns that 16 divides. Everywhere else, and for all published model shapes,
-    /// this equals [`Nf4Matrix::dequantize`]. Only for comparing with numbers made by that kernel.
-    pub fn dequantize_as_bitsandbytes_cpu(&self) -> Vec<f32> {
-        let mut values = self.dequantize();
-        if self.columns.is_multiple_of(16) && !self.columns.is_multiple_of(BLOCK) {
-            let absmax = self.absmax();
-            for (index, value) in values.iter_mut().enumerate() {
-                let (row, column) = (index / self.columns, index % self.columns);
-                let nibble = self.packed[index / 2] >> if index % 2 == 0 { 4 } else { 0 } & 15;
-                let block = row * (self.columns / BLOCK) + column / BLOCK;
-                *value = CODEBOOK[usize::from(nibble)] * absmax[block];
-            }
-        }
-        values
-    }
-
     /// The decoded matrix.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.rows * self.columns];
@@ -238,20 +232,23 @@ fn decode_absmax(map: &[f32; 256], codes: &[u8], nested: &[f32], offset: f32, bl
     map[usize::from(codes[block])] * nested[block / NESTED_BLOCK] + offset
 }
 
-/// Quantises the scales themselves.
-fn double(absmax: &[f32]) -> Result<Scales> {
+/// Quantises the scales themselves; `code` is given a centred scale and the greatest magnitude of its nested block.
+fn double(absmax: &[f32], code: impl Fn(f32, f32) -> u8) -> Result<Scales> {
     let offset = mean::mean(absmax);
     check_finite("mean of the absmax", &[offset])?;
     let centred: Vec<f32> = absmax.iter().map(|value| value - offset).collect();
-    let map = DynamicMap::signed();
     let mut codes = Vec::with_capacity(centred.len());
     let mut nested = Vec::with_capacity(centred.len().div_ceil(NESTED_BLOCK));
     for block in centred.chunks(NESTED_BLOCK) {
         let scale = block.iter().fold(0.0f32, |greatest, value| greatest.max(value.abs()));
         nested.push(scale);
-        codes.extend(block.iter().map(|&value| if scale == 0.0 { 0 } else { map.nearest(nested_value(value, scale)) }));
+        codes.extend(block.iter().map(|&value| if scale == 0.0 { 0 } else { code(value, scale) }));
     }
     Ok(Scales::Double { codes, nested, offset })
+}
+
+fn nearest_code(value: f32, scale: f32) -> u8 {
+    DynamicMap::signed().nearest(nested_value(value, scale))
 }
 
 /// `value / scale` by the reciprocal, as bitsandbytes does; where a tiny scale has no finite one, by division.

@@ -59,11 +59,14 @@ fn check_double(name: &str, input: &[f32], file: &SafeTensors, tag: &str, packed
     let stored = file.tensor(packed).unwrap().data();
     assert_eq!(matrix.packed(), stored, "{name}: bytes");
     let golden_codes = file.tensor(&format!("{tag}.absmax_u8")).unwrap().data();
+    let emulated = Nf4Matrix::quantize_as_bitsandbytes_cpu(input, shape[0], shape[1]).unwrap();
     let golden_nested = floats(file, &format!("{tag}.nested_absmax"));
     let golden_offset = floats(file, &format!("{tag}.nested_offset"))[0];
     let Scales::Double { codes, nested, offset } = matrix.scales() else { panic!("{name}: plain scales") };
     assert_eq!(offset.to_bits(), golden_offset.to_bits(), "{name}: offset {offset} {golden_offset}");
     assert_eq!(bits(nested), bits(&golden_nested), "{name}: nested absmax");
+    let Scales::Double { codes: emulated_codes, .. } = emulated.scales() else { panic!("{name}: plain scales") };
+    assert_eq!(emulated_codes, golden_codes, "{name}: codes of the scales");
     let different: Vec<_> = codes.iter().zip(golden_codes).filter(|(ours, theirs)| ours != theirs).collect();
     for (ours, theirs) in &different {
         assert!(ours.abs_diff(**theirs) <= 1, "{name}: code {ours}, golden {theirs}");
@@ -162,6 +165,7 @@ fn a_serialised_linear_decodes() {
     let rounded: Vec<f32> = input.iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect();
     let ours = Nf4Matrix::quantize(&rounded, 96, 128, true).unwrap();
     assert_eq!(matrix.packed(), ours.packed());
+    assert_eq!(matrix, Nf4Matrix::quantize_as_bitsandbytes_cpu(&rounded, 96, 128).unwrap());
     // A nested code of the file may be one off the nearest, which shows in the scale of its whole block.
     let (theirs, ours) = (matrix.absmax(), ours.absmax());
     let different = theirs.iter().zip(&ours).filter(|(a, b)| a.to_bits() != b.to_bits()).count();

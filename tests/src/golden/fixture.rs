@@ -51,6 +51,9 @@ pub struct Series {
     pub grad_norm: Vec<f64>,
     /// Loss of every batch after the last step.
     pub final_loss: Vec<f64>,
+    /// Smallest difference between the probabilities of a chosen and a not chosen expert, in every step.
+    #[serde(default)]
+    pub router_margin: Vec<f64>,
 }
 
 /// One QLoRA run.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use brightrun_kernels::FrozenWeight;
+use brightrun_kernels::nf4::{BLOCK, Nf4Matrix, Scales};
 use brightrun_kernels::norm::Kind;
 
 use crate::Result;
@@ -10,14 +11,16 @@ use crate::adapters::Adapters;
 use crate::config::{Family, ModelConfig};
 use crate::weights::{BasePrecision, Checkpoint};
 
-/// How NF4 weights are decoded.
+/// The arithmetic of NF4 weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Nf4Decode {
-    /// Block `i` of 64 values has scale `i`: what NF4 means, and what a GPU does.
+pub enum Nf4Arithmetic {
+    /// Scales get their nearest 8-bit code, and block `i` of 64 values has scale `i`: what NF4 means, and what a GPU
+    /// does.
     #[default]
     Exact,
-    /// As the CPU kernel of bitsandbytes 0.50 reads scales of matrices whose width is a multiple of 16 but not of 64:
-    /// only for comparing with numbers made by it. Such matrices are held decoded.
+    /// As the CPU kernels of bitsandbytes 0.50: an approximate search for the codes of doubly quantised scales, and
+    /// other scales for matrices whose width is a multiple of 16 but not of 64 (which are held decoded). Only for
+    /// comparing with numbers made by them.
     BitsandbytesCpu,
 }
 
@@ -27,7 +30,7 @@ pub(super) struct Loader<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) precision: &'a BasePrecision,
     pub(super) adapters: &'a Adapters,
-    pub(super) decode: Nf4Decode,
+    pub(super) arithmetic: Nf4Arithmetic,
 }
 
 impl Loader<'_> {
@@ -38,13 +41,25 @@ impl Loader<'_> {
     /// The frozen weight of a linear.
     pub(super) fn weight(&self, path: &str) -> Result<FrozenWeight> {
         let weight = self.checkpoint.linear(path, self.precision)?;
-        match (&weight, self.decode) {
-            (FrozenWeight::Nf4(matrix), Nf4Decode::BitsandbytesCpu) if matrix.columns() % 64 != 0 => {
-                let values = matrix.dequantize_as_bitsandbytes_cpu();
-                Ok(FrozenWeight::plain(values, matrix.rows(), matrix.columns())?)
-            }
+        match (&weight, self.arithmetic) {
+            (FrozenWeight::Nf4(matrix), Nf4Arithmetic::BitsandbytesCpu) => self.bitsandbytes_weight(path, matrix),
             _ => Ok(weight),
         }
+    }
+
+    /// An NF4 weight in [`Nf4Arithmetic::BitsandbytesCpu`]. The checkpoint's own codes stay as they are.
+    fn bitsandbytes_weight(&self, path: &str, matrix: &Arc<Nf4Matrix>) -> Result<FrozenWeight> {
+        let (rows, columns) = (matrix.rows(), matrix.columns());
+        let matrix = match (matrix.scales(), self.checkpoint.linear(path, &BasePrecision::Full)?) {
+            (Scales::Double { .. }, FrozenWeight::Plain { values, .. }) => {
+                Nf4Matrix::quantize_as_bitsandbytes_cpu(&values, rows, columns)?.into()
+            }
+            _ => matrix.clone(),
+        };
+        if columns % BLOCK == 0 {
+            return Ok(FrozenWeight::Nf4(matrix));
+        }
+        Ok(FrozenWeight::plain(matrix.dequantize_as_bitsandbytes_cpu(), rows, columns)?)
     }
 
     pub(super) fn norm(&self, path: &str) -> Result<Norm> {

@@ -20,7 +20,7 @@ use brightrun_kernels::rope::RopeTable;
 use brightrun_kernels::{Documents, FrozenWeight, cross_entropy};
 use candle_core::{Device, Tensor};
 
-pub use load::Nf4Decode;
+pub use load::Nf4Arithmetic;
 pub use mlp::RouterOutput;
 pub use pass::{Pass, PassDropout};
 
@@ -144,18 +144,18 @@ impl Model {
         precision: &BasePrecision,
         adapters: &Adapters,
     ) -> Result<Self> {
-        Self::load_decoding(config, checkpoint, precision, adapters, Nf4Decode::Exact)
+        Self::load_with_arithmetic(config, checkpoint, precision, adapters, Nf4Arithmetic::Exact)
     }
 
-    /// [`Model::load`] with a choice of how NF4 weights are decoded.
-    pub fn load_decoding(
+    /// [`Model::load`] with a choice of the arithmetic of NF4 weights.
+    pub fn load_with_arithmetic(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
         precision: &BasePrecision,
         adapters: &Adapters,
-        decode: Nf4Decode,
+        arithmetic: Nf4Arithmetic,
     ) -> Result<Self> {
-        let loader = Loader { config, checkpoint, precision, adapters, decode };
+        let loader = Loader { config, checkpoint, precision, adapters, arithmetic };
         let embedding: Arc<[f32]> = checkpoint.matrix("model.embed_tokens.weight")?.into();
         let head = if config.tie_word_embeddings {
             let weight =

@@ -1,7 +1,7 @@
 //! What bitsandbytes 0.50 does differently on a CPU: only for comparing with numbers made on the CPU by it. The
 //! product quantises and decodes by the exact rules, as that library does on a GPU.
 
-use super::{BLOCK, CODEBOOK, DynamicMap, Nf4Matrix, Scales, double};
+use super::{BLOCK, CODEBOOK, DynamicMap, Nf4Matrix, double};
 use crate::Result;
 
 /// Half the bins of its search: bin `i` of 65,536 stands for the value `i / HALF_BINS - 1`.

@@ -44,6 +44,7 @@ fn code(value: f32, scale: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Scales;
     use super::*;
 
     /// Where the kernel passes from one code to the next: the bits of the first value that has the second code.

@@ -147,7 +147,7 @@ pub(super) fn runs(fixture: &Fixture, report: &mut Report) -> Result<()> {
 
         let run = train(&source, fixture, UnhitExperts::Skip)?;
         let prefix = format!("nf4.{name}.train");
-        let followed = compare_series(&prefix, &run, &expected.train, fixture, LOSS, report)?;
+        let followed = compare_series(&prefix, &run, &expected.train, fixture, LOSS, true, report)?;
         let mut worst = 0.0;
         for (key, _) in golden.with_prefix(&format!("{name}.grad.base_model.model.")) {
             let Some((path, matrix)) = key.rsplit_once(".lora_") else { continue };
@@ -165,7 +165,7 @@ pub(super) fn runs(fixture: &Fixture, report: &mut Report) -> Result<()> {
         }
         if let Some(expected) = &expected.train_zero_filled {
             let run = train(&source, fixture, UnhitExperts::Zero)?;
-            compare_series(&format!("{prefix}_zero_filled"), &run, expected, fixture, LOSS, report)?;
+            compare_series(&format!("{prefix}_zero_filled"), &run, expected, fixture, LOSS, true, report)?;
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::cpu::{self, Level};
 use super::*;
 
-// === helpers ===
+// === what the tests share ===
 
 fn fixture(path: &str) -> Vec<u8> {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(path);

@@ -15,7 +15,7 @@ pub struct Dropout {
 impl Dropout {
     /// Mixes any number of parts into a mask's key.
     pub fn keyed(probability: f32, parts: &[u64]) -> Self {
-        let key = parts.iter().fold(0x9e37_79b9_7f4a_7c15, |state, part| splitmix(state ^ splitmix(*part)));
+        let key = parts.iter().fold(SPLITMIX_STEP, |state, part| splitmix(state ^ splitmix(*part)));
         Self { probability, key }
     }
 
@@ -67,9 +67,12 @@ fn finalise(mut x: u32) -> u32 {
     x ^ (x >> 16)
 }
 
+/// What splitmix64 adds to its state before each mix.
+pub const SPLITMIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// The splitmix64 step: a bijective mix of 64 bits.
 pub fn splitmix(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = state.wrapping_add(SPLITMIX_STEP);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -1,5 +1,7 @@
 //! A small generator whose numbers are the same on every machine and in every version.
 
+use brightrun_kernels::dropout::{SPLITMIX_STEP, splitmix};
+
 /// splitmix64: a counter pushed through a bijective mix.
 #[derive(Debug, Clone)]
 pub(crate) struct Random {
@@ -19,11 +21,9 @@ impl Random {
 
     /// 64 random bits.
     pub(crate) fn bits(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let bits = splitmix(self.state);
+        self.state = self.state.wrapping_add(SPLITMIX_STEP);
+        bits
     }
 
     /// A number in `0..bound` (`bound` above 0), by the high half of a 128-bit product.

@@ -2,6 +2,9 @@
 
 pub mod batches;
 pub mod chatml;
+pub mod example;
+pub mod facts;
+pub mod finding;
 pub mod format;
 pub(crate) mod random;
 pub mod sequences;

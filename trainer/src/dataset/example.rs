@@ -1,0 +1,80 @@
+//! One training example, whatever format its line had.
+
+use serde_json::{Map, Value};
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The client.
+    User,
+    /// The expert: what is learnt.
+    Assistant,
+    /// A tool's answer.
+    Tool,
+}
+
+impl Role {
+    /// The name that chat templates compare with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// One turn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said; `None` only beside `tool_calls`.
+    pub content: Option<String>,
+    /// Other fields of the turn that templates ask for (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`), in the file's order.
+    pub fields: Map<String, Value>,
+}
+
+impl Message {
+    /// A turn that is only text.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: Some(content.into()), fields: Map::new() }
+    }
+}
+
+/// What an example consists of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// Turns, to be rendered by the model's chat template.
+    Messages(Vec<Message>),
+    /// Text that is trained on as it is, whole.
+    Text(String),
+}
+
+/// Which assistant turns of an example are learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Learnt {
+    /// All of them: formats whose line is a whole conversation.
+    EveryAssistantTurn,
+    /// The last one: formats whose line is one answer with its history.
+    LastAssistantTurn,
+}
+
+/// One example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// The line it comes from, counted from 1.
+    pub line: u64,
+    /// The conversation it belongs to; examples of one conversation stay on one side of the split. `line-N` where the format
+    /// has none.
+    pub conversation: String,
+    /// Its turns or text.
+    pub body: Body,
+    /// What is learnt of it.
+    pub learnt: Learnt,
+    /// Tool descriptions for the template (`tools` of the OpenAI format), or `Null`.
+    pub tools: Value,
+}

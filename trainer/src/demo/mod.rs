@@ -21,9 +21,10 @@ const TOKENIZER_CONFIG: &[u8] = include_bytes!("tokenizer_config.json");
 /// Writes the base model: configuration, weights and tokenizer. Files that are there already stay untouched.
 pub fn write_model(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io("cannot create", folder))?;
+    let tokenizer = tokenizer()?;
     write_once(&folder.join("tokenizer.json"), TOKENIZER)?;
     write_once(&folder.join("tokenizer_config.json"), TOKENIZER_CONFIG)?;
-    write_once(&folder.join("model.safetensors"), &model::weights()?)?;
+    write_once(&folder.join("model.safetensors"), &model::weights(|id| tokenizer.id_to_token(id))?)?;
     write_once(&folder.join("config.json"), &model::config())
 }
 

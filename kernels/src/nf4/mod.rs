@@ -163,15 +163,6 @@ impl Nf4Matrix {
         self.columns
     }
 
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> usize {
-        let scales = match &self.scales {
-            Scales::Plain(absmax) => size_of_val(&absmax[..]),
-            Scales::Double { codes, nested, .. } => codes.len() + size_of_val(&nested[..]) + size_of::<f32>(),
-        };
-        self.packed.len() + scales
-    }
-
     /// The codes, two a byte.
     pub fn packed(&self) -> &[u8] {
         &self.packed

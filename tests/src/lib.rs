@@ -4,3 +4,4 @@
 pub mod golden;
 pub mod steps;
 pub mod toy;
+pub mod whole_graph;

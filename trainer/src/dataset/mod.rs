@@ -2,10 +2,15 @@
 
 pub mod batches;
 pub mod chatml;
+pub mod encode;
 pub mod example;
 pub mod facts;
 pub mod finding;
 pub mod format;
+pub mod prepare;
 pub(crate) mod random;
+pub mod records;
 pub mod sequences;
 pub mod split;
+pub mod store;
+pub mod template;

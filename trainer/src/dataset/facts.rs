@@ -19,6 +19,8 @@ pub struct Document {
     pub targets: u32,
     /// Number of tokens before its history was cut; the same as `tokens` where nothing was.
     pub whole_tokens: u32,
+    /// Turns that were cut off.
+    pub cut_turns: u32,
 }
 
 /// Sums over a file, and all that was found.

@@ -53,7 +53,7 @@ impl Model {
     /// The text of tokens, special ones included.
     pub(in crate::dataset) fn decode(&self, tokens: impl IntoIterator<Item = u32>) -> String {
         let ids: Vec<u32> = tokens.into_iter().map(|token| token & !LEARNT).collect();
-        self.tokenizer.decode(&ids)
+        self.tokenizer.decode(&ids).unwrap()
     }
 
     /// The text of the learnt tokens.

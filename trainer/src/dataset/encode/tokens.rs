@@ -88,13 +88,11 @@ impl TextTokenizer {
         tokens.bytes.extend_from_slice(encoding.get_offsets());
         Ok(())
     }
-}
 
-#[cfg(test)]
-impl TextTokenizer {
     /// The text of tokens, special ones included.
-    pub(super) fn decode(&self, ids: &[u32]) -> String {
-        self.tokenizer.decode(ids, false).unwrap()
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let refused = |error| Error::Invalid(format!("the tokenizer cannot turn tokens back into text: {error}"));
+        self.tokenizer.decode(ids, false).map_err(refused)
     }
 }
 

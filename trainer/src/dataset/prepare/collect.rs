@@ -65,6 +65,7 @@ impl Collector {
                 tokens: document.tokens,
                 targets: document.targets,
                 whole_tokens: document.whole_tokens,
+                cut_turns: encoded.cut_turns,
             };
             self.writer.push(place, own)?;
             self.facts.tokens += u64::from(document.tokens);

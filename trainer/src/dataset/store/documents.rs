@@ -8,14 +8,14 @@ use std::{
 
 use crate::{Error, Result, dataset::facts::Document};
 
-/// Bytes of a record: three `u64`, three `u32`.
-pub(super) const RECORD_BYTES: usize = 3 * 8 + 3 * 4;
+/// Bytes of a record: three `u64`, four `u32`.
+pub(super) const RECORD_BYTES: usize = 3 * 8 + 4 * 4;
 
 /// A document as it is stored.
 pub(super) fn record(document: &Document) -> [u8; RECORD_BYTES] {
     let mut record = [0; RECORD_BYTES];
     let longs = [document.line, document.conversation, document.offset];
-    let shorts = [document.tokens, document.targets, document.whole_tokens];
+    let shorts = [document.tokens, document.targets, document.whole_tokens, document.cut_turns];
     for (place, value) in record[..24].chunks_exact_mut(8).zip(longs) {
         place.copy_from_slice(&value.to_le_bytes());
     }
@@ -35,6 +35,7 @@ fn document(record: &[u8; RECORD_BYTES]) -> Document {
         tokens: short(24),
         targets: short(28),
         whole_tokens: short(32),
+        cut_turns: short(36),
     }
 }
 
@@ -67,8 +68,15 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let written =
-            Document { line: 1 << 40, conversation: u64::MAX - 5, offset: 9, tokens: 7, targets: 6, whole_tokens: 8 };
+        let written = Document {
+            line: 1 << 40,
+            conversation: u64::MAX - 5,
+            offset: 9,
+            tokens: 7,
+            targets: 6,
+            whole_tokens: 8,
+            cut_turns: 3,
+        };
         assert_eq!(document(&record(&written)), written);
     }
 
@@ -76,8 +84,15 @@ mod tests {
     fn documents_with_a_gap_or_without_their_tokens_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("documents.bin");
-        let at =
-            |offset, tokens| Document { line: 1, conversation: 1, offset, tokens, targets: 1, whole_tokens: tokens };
+        let at = |offset, tokens| Document {
+            line: 1,
+            conversation: 1,
+            offset,
+            tokens,
+            targets: 1,
+            whole_tokens: tokens,
+            cut_turns: 0,
+        };
         std::fs::write(&path, [record(&at(0, 5)), record(&at(5, 3))].concat()).unwrap();
         assert_eq!(read(&path, 8).unwrap(), [at(0, 5), at(5, 3)]);
         assert!(read(&path, 9).unwrap_err().to_string().contains("the documents have 8 tokens, the store has 9"));

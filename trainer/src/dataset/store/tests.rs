@@ -18,6 +18,7 @@ fn documents(lengths: &[u32]) -> Vec<(Document, Vec<u32>)> {
             tokens: length,
             targets: length / 3,
             whole_tokens: length + 1,
+            cut_turns: 0,
         };
         offset += u64::from(length);
         (document, tokens)

@@ -7,5 +7,6 @@ pub mod facts;
 pub mod finding;
 pub mod format;
 pub(crate) mod random;
+pub mod records;
 pub mod sequences;
 pub mod split;

@@ -9,3 +9,4 @@ pub mod format;
 pub(crate) mod random;
 pub mod sequences;
 pub mod split;
+pub mod template;

@@ -6,15 +6,17 @@
 //! lengths of turns do not add up in general. Forms are tried in steps that double from the short end, so that the work is
 //! in proportion to what is kept and not to what was there.
 
+use std::ops::Range;
+
 use serde_json::Value;
 
-use super::{Encoder, Turns, Workspace, marked};
+use super::{Encoder, LEARNT, Turns, Workspace};
 use crate::{
     Error, Result,
     dataset::{
         example::{Learnt, Message, Role},
         finding::FindingKind,
-        template::TemplateError,
+        template::{Rendered, TemplateError, TurnSpan, learnt_tokens},
     },
 };
 
@@ -150,23 +152,37 @@ impl Search<'_, '_> {
 
     /// Renders, tokenises and marks; the inner error is the template's reason to refuse.
     fn form(&mut self, messages: &[Message]) -> Result<std::result::Result<Form, String>> {
-        let rendered = match self.encoder.template.render_for_training(messages, self.tools) {
+        let (text, spans) = match self.render(messages) {
             Ok(rendered) => rendered,
             Err(TemplateError::Refused(reason)) => return Ok(Err(reason)),
             Err(TemplateError::Broken(reason) | TemplateError::NoSpans(reason)) => return Err(Error::Invalid(reason)),
         };
         let workspace = &mut *self.workspace;
-        self.encoder.tokenizer.encode(&rendered.text, &mut workspace.words, &mut workspace.tokens)?;
-        let spans: Vec<_> = rendered.turns.into_iter().map(|turn| turn.bytes).collect();
-        let learnt = match self.learnt {
-            Learnt::EveryAssistantTurn => &spans[..],
-            Learnt::LastAssistantTurn => &spans[spans.len().saturating_sub(1)..],
-        };
-        let everything = [0..rendered.text.len()];
-        let marks = if self.encoder.options.train_on_prompt { &everything } else { learnt };
-        let tokens = marked(&workspace.tokens, marks);
-        self.shortest = self.shortest.min(tokens.len());
-        Ok(Ok(Form { tokens, learnt_turns: learnt.len() as u32 }))
+        self.encoder.tokenizer.encode(&text, &mut workspace.words, &mut workspace.tokens)?;
+        let learnt = learnt_tokens(&workspace.tokens.bytes, &spans);
+        let marked = workspace.tokens.ids.iter().zip(learnt).map(|(id, learnt)| if learnt { id | LEARNT } else { *id });
+        let form = Form { tokens: marked.collect(), learnt_turns: self.learnt_turns(messages) };
+        self.shortest = self.shortest.min(form.tokens.len());
+        Ok(Ok(form))
+    }
+
+    /// The text of a form and the bytes of it that are learnt.
+    fn render(&self, messages: &[Message]) -> std::result::Result<(String, Vec<Range<usize>>), TemplateError> {
+        if self.encoder.options.train_on_prompt {
+            // Nobody's turns need to be found then, so any template will do.
+            let text = self.encoder.template.training_text(messages, self.tools, false)?;
+            let whole = 0..text.len();
+            return Ok((text, vec![whole]));
+        }
+        let Rendered { text, turns } = self.encoder.template.render_for_training(messages, self.tools)?;
+        let last = messages.iter().rposition(|message| message.role == Role::Assistant);
+        let is_learnt = |turn: &TurnSpan| self.learnt == Learnt::EveryAssistantTurn || Some(turn.message) == last;
+        Ok((text, turns.into_iter().filter(is_learnt).map(|turn| turn.bytes).collect()))
+    }
+
+    fn learnt_turns(&self, messages: &[Message]) -> u32 {
+        let answers = messages.iter().filter(|message| message.role == Role::Assistant).count() as u32;
+        if self.learnt == Learnt::EveryAssistantTurn { answers } else { answers.min(1) }
     }
 }
 

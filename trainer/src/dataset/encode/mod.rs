@@ -14,8 +14,6 @@ mod tests;
 mod tokens;
 mod words;
 
-use std::ops::Range;
-
 use sha2::{Digest, Sha256};
 
 pub use tokens::{TextTokenizer, Tokens};
@@ -207,16 +205,6 @@ impl<'a> Encoder<'a> {
             fingerprint: fingerprint(tokens),
         })
     }
-}
-
-/// Marks the tokens that touch one of the ranges of bytes; both ascend.
-fn marked(tokens: &Tokens, ranges: &[Range<usize>]) -> Vec<u32> {
-    let mut ranges = ranges.iter().peekable();
-    let mark = |(id, &(start, end)): (&u32, &(usize, usize))| {
-        while ranges.next_if(|range| range.end <= start).is_some() {}
-        if ranges.peek().is_some_and(|range| range.start < end) { id | LEARNT } else { *id }
-    };
-    tokens.ids.iter().zip(&tokens.bytes).map(mark).collect()
 }
 
 /// Lengths of the documents that a text becomes: full ones and a rest. A rest of one token would have nothing to learn, so

@@ -110,7 +110,7 @@ fn read(records: &mut Records, tickets: Receiver<()>, tasks: Sender<Task>) -> Re
             break;
         }
         let Some(batch) = records.next_batch(BATCH_BYTES)? else { break };
-        let task = Task { index, records: batch, findings: records.findings(), read: records.bytes_read() };
+        let task = Task { index, records: batch, findings: records.findings(), read: records.bytes() };
         if tasks.send(task).is_err() {
             break;
         }

@@ -42,12 +42,18 @@ pub(super) fn verify(folder: &Path, key: &Key) -> Result<()> {
     if found == text(key, &files).as_bytes() {
         return Ok(());
     }
-    // Which file it is: the one whose entry differs.
-    let manifest: Value = serde_json::from_slice(&found).unwrap_or_default();
-    let expected: Value = serde_json::from_str(&text(key, &files)).unwrap_or_default();
-    let differs = |(name, _): &&(&str, Sum)| manifest["files"][name] != expected["files"][name];
-    let name = files.iter().find(differs).map_or(MANIFEST, |(name, _)| name);
-    Err(Error::file(folder.join(name), "is not the file that the store was made with"))
+    Err(Error::file(folder.join(culprit(&found, key, &files)), "is not the file that the store was made with"))
+}
+
+/// The file whose entry differs; the manifest where none does or it cannot be read.
+fn culprit(manifest: &[u8], key: &Key, files: &[(&'static str, Sum)]) -> &'static str {
+    let (Ok(found), Ok(expected)) =
+        (serde_json::from_slice::<Value>(manifest), serde_json::from_str::<Value>(&text(key, files)))
+    else {
+        return MANIFEST;
+    };
+    let differs = |(name, _): &&(&str, Sum)| found["files"][name] != expected["files"][name];
+    files.iter().find(differs).map_or(MANIFEST, |(name, _)| name)
 }
 
 /// Size and SHA-256 of a file, read in pieces.

@@ -91,7 +91,10 @@ fn any_flipped_byte_of_any_file_is_noticed() {
             damaged[at] ^= 1 << (at % 8);
             fs::write(&path, damaged).unwrap();
             match TokenStore::look_up(cache.path(), &key()).unwrap() {
-                Lookup::Damaged(reason) => assert!(reason.contains(&name), "byte {at} of {name}: {reason}"),
+                // A manifest with another sum in it blames the file that has this one.
+                Lookup::Damaged(reason) => {
+                    assert!(name == MANIFEST || reason.contains(&name), "byte {at} of {name}: {reason}");
+                }
                 other => panic!("byte {at} of {name}: {other:?}"),
             }
         }

@@ -166,6 +166,7 @@ fn read_data(spec: &RunSpec, watch: &mut Watch) -> Result<Data> {
         dataset: &spec.dataset,
         validation_dataset: spec.validation_dataset.as_deref(),
         model_dir: &spec.model_dir,
+        stand_in_model: false,
         cache_dir: &spec.cache_dir,
         parameters: &spec.parameters,
     };

@@ -1,10 +1,12 @@
 //! `brightrun`: fine-tunes Qwen MoE models with 4-bit QLoRA.
 #![forbid(unsafe_code)]
 
+mod input;
 mod job;
 mod output;
 mod progress;
 mod train;
+mod validate;
 
 use std::{
     io::{self, IsTerminal},
@@ -35,10 +37,15 @@ enum Command {
         /// Where the files go [default: brightrun-output/<job_id>].
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
+        /// Where tokenised datasets are kept for the next run.
+        #[arg(long, value_name = "DIR", default_value = train::CACHE)]
+        cache: PathBuf,
         /// Prints the result as JSON.
         #[arg(long)]
         json: bool,
     },
+    /// Says what is in a dataset, what is wrong with it and what would be trained on; trains nothing.
+    Validate(validate::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters,
 }
@@ -55,10 +62,15 @@ fn main() -> ExitCode {
         .with_writer(move || writer.clone())
         .init();
     match arguments.command {
-        Command::Train { job, output, json } => {
-            let outcome = train::train(&job, output, terminal);
+        Command::Train { job, output, cache, json } => {
+            let outcome = train::train(&job, output, &cache, terminal);
             output::print(&outcome, json);
             ExitCode::from(outcome.exit_code())
+        }
+        Command::Validate(options) => {
+            let verdict = validate::validate(&options, terminal);
+            output::print_verdict(&verdict, options.json);
+            ExitCode::from(verdict.exit_code())
         }
         Command::Parameters => {
             output::write_to(&mut io::stdout().lock(), &job::parameter_table());

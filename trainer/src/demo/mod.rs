@@ -66,7 +66,8 @@ mod tests {
     /// Tokenises a file with the model in `model` of a folder.
     fn read(folder: &Path, dataset: &Path, parameters: &Parameters) -> Data {
         let (model_dir, cache_dir) = (&folder.join("model"), &folder.join("cache"));
-        let spec = DataSpec { dataset, validation_dataset: None, model_dir, cache_dir, parameters };
+        let (validation_dataset, stand_in_model) = (None, false);
+        let spec = DataSpec { dataset, validation_dataset, model_dir, stand_in_model, cache_dir, parameters };
         Data::read(&spec, &|_, _| {}).unwrap()
     }
 

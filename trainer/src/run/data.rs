@@ -23,6 +23,8 @@ pub struct DataSpec<'a> {
     pub validation_dataset: Option<&'a Path>,
     /// Folder of the model whose tokenizer and chat template are used.
     pub model_dir: &'a Path,
+    /// That model stands in for one that is not there: numbers of tokens are rough.
+    pub stand_in_model: bool,
     /// Where tokenised datasets are kept.
     pub cache_dir: &'a Path,
     /// The job's parameters.
@@ -58,8 +60,9 @@ impl Data {
         };
         let validation_source = spec.validation_dataset.zip(validation.as_ref()).map(|(path, file)| source(path, file));
         let packing = settings.packing();
-        let report =
-            DatasetReport::new(&source(spec.dataset, &training), validation_source.as_ref(), &split, settings)?;
+        let training_source = source(spec.dataset, &training);
+        let mut report = DatasetReport::new(&training_source, validation_source.as_ref(), &split, settings)?;
+        report.rough_tokens = spec.stand_in_model;
         let measured = validation.as_ref().map_or(documents, |validation| validation.store.documents());
         let validation_bins = packing.bins(measured, &split.validation)?;
         let notes = [Some(&training), validation.as_ref()].into_iter().flatten().flat_map(|file| file.notes.clone());

@@ -69,11 +69,11 @@ impl Dataset {
         }
     }
 
-    /// Whether the file is there.
-    pub(crate) fn check(&self) -> Option<Problem> {
+    /// Whether the file that a field names is there.
+    pub(crate) fn check(&self, field: &str) -> Option<Problem> {
         let Self::File(path) = self else { return None };
         let missing = !path.is_file();
-        missing.then(|| Problem::new("dataset_url", format!("there is no file {:?}", path.display().to_string())))
+        missing.then(|| Problem::new(field, format!("there is no file {:?}", path.display().to_string())))
     }
 }
 

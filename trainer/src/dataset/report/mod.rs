@@ -49,6 +49,8 @@ pub struct DatasetReport {
     pub statistics: Statistics,
     /// The parameters of the job that decide what becomes of the dataset.
     pub settings: Settings,
+    /// No model was named, so a small tokenizer counted: numbers of tokens are rough.
+    pub rough_tokens: bool,
     /// The chat template.
     pub template: TemplateReport,
     /// The file to learn from.
@@ -231,6 +233,7 @@ impl DatasetReport {
             report_version: REPORT_VERSION,
             ready: true,
             verdict: String::new(),
+            rough_tokens: false,
             statistics: statistics(&training_report, &split_report, validation, &settings),
             template: TemplateReport {
                 source: training.facts.template.clone(),

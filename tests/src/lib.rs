@@ -1,6 +1,7 @@
 //! What the project's end-to-end checks share.
 #![forbid(unsafe_code)]
 
+pub mod faults;
 pub mod golden;
 pub mod steps;
 pub mod toy;

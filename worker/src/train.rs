@@ -13,10 +13,12 @@ use brightrun_trainer::{
     run::{self, RunSpec, RunSummary},
 };
 use indicatif::MultiProgress;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     job::{self, BaseModel, Dataset, JobSpec, Problem},
     progress::Progress,
+    storage::{self, FetchLimits, S3Settings, Source, SourcePolicy},
 };
 
 /// Longest job file that is read.
@@ -82,6 +84,24 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Brings a dataset into the job's folder, for a person at the command line.
+fn fetch(source: &Source, output: &Path) -> anyhow::Result<PathBuf> {
+    let s3 = S3Settings::from_environment().map_err(anyhow::Error::msg)?;
+    let policy = SourcePolicy { s3, ..SourcePolicy::local() };
+    let target = output.join("dataset");
+    tracing::info!("fetching {source}");
+    let fetched = storage::fetch_blocking(
+        source,
+        &target,
+        &policy,
+        &FetchLimits::default(),
+        &|progress| tracing::debug!("{} bytes", progress.bytes),
+        &CancellationToken::new(),
+    )?;
+    tracing::info!("fetched {} bytes", fetched.bytes);
+    Ok(target)
+}
+
 fn run_job(job: &JobSpec, output: &Path, terminal: MultiProgress) -> anyhow::Result<RunSummary> {
     job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     std::fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
@@ -100,6 +120,7 @@ fn run_job(job: &JobSpec, output: &Path, terminal: MultiProgress) -> anyhow::Res
             demo::write_dataset(&path)?;
             path
         }
+        Dataset::Remote(source) => fetch(source, output)?,
     };
     let spec = RunSpec {
         job_id: job.job_id.clone(),

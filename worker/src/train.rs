@@ -97,17 +97,18 @@ fn run_job(job: &JobSpec, output: &Path, cache: &Path, terminal: MultiProgress) 
     job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     std::fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
     let (model_dir, base_model_name) = input::base_model(&job.base_model, output)?;
+    let progress = Progress::new(terminal);
+    let validation = job.validation.as_ref().map(|file| input::dataset(file, "validation", output, &progress));
     let spec = RunSpec {
         job_id: job.job_id.clone(),
         model_dir,
         base_model_name,
-        dataset: input::dataset(&job.dataset, output)?,
-        validation_dataset: job.validation.as_ref().map(|file| input::dataset(file, output)).transpose()?,
+        dataset: input::dataset(&job.dataset, "dataset", output, &progress)?,
+        validation_dataset: validation.transpose()?,
         output_dir: output.to_owned(),
         cache_dir: cache.to_owned(),
         parameters: job.parameters.clone(),
     };
-    let progress = Progress::new(terminal);
     let summary = run::run(&spec, &progress)?;
     let warnings = job.warnings.iter().chain(&summary.warnings).cloned().collect();
     Ok(RunSummary { warnings, ..summary })

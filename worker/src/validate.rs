@@ -126,8 +126,10 @@ impl Request<'_> {
     fn carry_out(&self, terminal: MultiProgress) -> anyhow::Result<DatasetReport> {
         let folder = self.options.cache.join("inputs");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let dataset = input::dataset(&self.dataset, &folder)?;
-        let validation = self.validation.as_ref().map(|file| input::dataset(file, &folder)).transpose()?;
+        let progress = Progress::new(terminal);
+        let dataset = input::dataset(&self.dataset, "dataset", &folder, &progress)?;
+        let validation = self.validation.as_ref().map(|file| input::dataset(file, "validation", &folder, &progress));
+        let validation = validation.transpose()?;
         let model_dir = match &self.model {
             Some(BaseModel::Folder(folder)) => folder.clone(),
             Some(BaseModel::Demo) | None => {
@@ -144,7 +146,6 @@ impl Request<'_> {
             cache_dir: &self.options.cache,
             parameters: &self.parameters,
         };
-        let progress = Progress::new(terminal);
         let data = Data::read(&spec, &|bytes, total| progress.emit(&Event::Reading { bytes, total }));
         progress.close();
         let data = data?;

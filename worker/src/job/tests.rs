@@ -117,7 +117,7 @@ fn explicit_values_win_over_a_preset() {
 #[test]
 fn all_problems_are_reported_at_once_with_their_paths() {
     let request = json!({ "input": {
-        "job_id": "../../etc", "dataset_url": "https://host/data?token=secret",
+        "job_id": "../../etc", "dataset_url": "ftp://host/data?token=secret",
         "hyperparameters": { "learning_rate": "fast", "batch_size": 0, "epochs": 1.5, "lora_rank": -3, "lora_alpha": 1e300,
             "targets": [], "schedule": "step", "train_on_prompt": "yes", "seed": 1e300 },
     }});
@@ -184,9 +184,18 @@ fn file_urls_are_decoded_and_checked() {
     let parse = Dataset::parse;
     assert_eq!(parse("file://localhost/a%2Fb"), Ok(Dataset::File("/a/b".into())));
     assert_eq!(parse("data/x.jsonl"), Ok(Dataset::File("data/x.jsonl".into())));
-    for bad in ["file://host/x", "file://x", "file:///a%zz", "file:///a%f", "file:///a%00", "file:///%ff", "s3://b/k"] {
+    for bad in ["file://host/x", "file://x", "file:///a%zz", "file:///a%f", "file:///a%00", "file:///%ff", "ftp://h/k"]
+    {
         assert!(parse(bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn links_are_kept_and_not_shown() {
+    let dataset = Dataset::parse("https://host/data.jsonl?token=secret").unwrap();
+    assert!(matches!(dataset, Dataset::Remote(_)) && !format!("{dataset:?}").contains("secret"), "{dataset:?}");
+    assert!(matches!(Dataset::parse("s3://bucket/data.jsonl"), Ok(Dataset::Remote(_))));
+    assert_eq!(dataset.check(), None);
 }
 
 /// The file is what `brightrun parameters` prints.

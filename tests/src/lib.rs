@@ -1,6 +1,8 @@
 //! What the project's end-to-end checks share.
 #![forbid(unsafe_code)]
 
+pub mod chat_golden;
+pub mod faults;
 pub mod golden;
 pub mod steps;
 pub mod toy;

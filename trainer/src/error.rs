@@ -23,6 +23,9 @@ pub enum Error {
         /// What is wrong with it and what would be right.
         reason: String,
     },
+    /// The caller asked for it.
+    #[error("cancelled")]
+    Cancelled,
     /// A request that cannot be carried out.
     #[error("{0}")]
     Invalid(String),

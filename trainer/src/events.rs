@@ -11,6 +11,13 @@ pub enum Event {
         /// Which one.
         stage: Stage,
     },
+    /// A part of the dataset was read and tokenised.
+    Reading {
+        /// Bytes of the file that were read.
+        bytes: u64,
+        /// Size of the file.
+        total: u64,
+    },
     /// Model and data are ready and the first step is about to begin.
     Started {
         /// Parameters that are trained.

@@ -1,19 +1,18 @@
 //! A whole run: read the data and the model, take the steps, write the adapter.
 
+mod data;
 mod parameters;
 
+use std::fs;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tokenizers::Tokenizer;
 
 use crate::adapters::Adapters;
 use crate::artifacts::loss_curve::{self, CurveSeries};
 use crate::artifacts::metrics::Metrics;
-use crate::batch::{MicroBatch, Sequence};
 use crate::config::ModelConfig;
-use crate::dataset::sequences::SequenceOptions;
-use crate::dataset::{batches, format, sequences, split};
+use crate::dataset::report::REPORT_FILE;
 use crate::events::{Event, EventSink, Stage, StepMetrics};
 use crate::lora::{self, AdapterFormat, LoraPlan};
 use crate::model::Model;
@@ -23,6 +22,7 @@ use crate::step::{Gradients, Position, Recompute, StepOptions, accumulate, evalu
 use crate::weights::{Checkpoint, expected_tensors};
 use crate::{Error, Result};
 
+pub use data::{Data, DataSpec};
 pub use parameters::{Parameters, PrecisionKind};
 
 /// Everything a run needs to know.
@@ -34,12 +34,14 @@ pub struct RunSpec {
     pub model_dir: PathBuf,
     /// What the adapter's configuration calls the base model.
     pub base_model_name: String,
-    /// Training conversations, one JSON object a line.
+    /// Training examples, in any of the known formats.
     pub dataset: PathBuf,
-    /// Validation conversations; without them `validation_split` of the training ones.
+    /// Validation examples; without them `validation_split` of the training conversations.
     pub validation_dataset: Option<PathBuf>,
     /// Where the files go; it may exist.
     pub output_dir: PathBuf,
+    /// Where tokenised datasets are kept for the next run; it may exist, and it may be emptied between runs.
+    pub cache_dir: PathBuf,
     /// The hyperparameters.
     pub parameters: Parameters,
 }
@@ -65,6 +67,8 @@ pub struct RunSummary {
     pub adapter_dir: PathBuf,
     /// The picture of the losses.
     pub loss_curve: PathBuf,
+    /// What there is to say about the dataset.
+    pub dataset_report: PathBuf,
     /// Everything the run's owner should know.
     pub warnings: Vec<String>,
 }
@@ -72,15 +76,12 @@ pub struct RunSummary {
 /// Share of the old value in each update of the smoothed loss.
 const SMOOTHING: f64 = 0.9;
 
-/// Most tokens of a micro-batch, where no single sequence is longer.
-const MICRO_BATCH_TOKENS: usize = 4096;
-
 /// Runs a job to its end.
 pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
     let mut watch = Watch { sink, metrics: Metrics::default(), curve: CurveSeries::default(), warnings: Vec::new() };
     watch.curve.title = format!("Training loss of {}", spec.job_id);
     watch.stage(Stage::Fetching)?;
-    let data = Data::read(spec, &mut watch)?;
+    let data = read_data(spec, &mut watch)?;
     watch.stage(Stage::Loading)?;
     let learner = Learner::load(spec)?;
     for warning in learner.plan.warnings() {
@@ -100,6 +101,7 @@ pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
         tokens: outcome.tokens,
         adapter_dir: spec.output_dir.join(ADAPTER_DIR),
         loss_curve: spec.output_dir.join(CURVE_FILE),
+        dataset_report: spec.output_dir.join(REPORT_FILE),
         warnings: watch.warnings,
     })
 }
@@ -114,12 +116,6 @@ struct Watch<'a> {
     metrics: Metrics,
     curve: CurveSeries,
     warnings: Vec<String>,
-}
-
-/// The sequences of a run.
-struct Data {
-    training: Vec<Sequence>,
-    validation: Vec<Sequence>,
 }
 
 /// What learns.
@@ -167,44 +163,26 @@ impl Watch<'_> {
     }
 }
 
-// === impl Data ===
-
-impl Data {
-    fn read(spec: &RunSpec, watch: &mut Watch) -> Result<Self> {
-        let parameters = &spec.parameters;
-        let path = spec.model_dir.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path)
-            .map_err(|error| Error::file(&path, format!("the tokenizer cannot be used: {error}")))?;
-        let options =
-            SequenceOptions { max_length: parameters.max_seq_length, train_on_prompt: parameters.train_on_prompt };
-        let conversations = format::read_conversations(&spec.dataset)?;
-        let (training, validation) = match &spec.validation_dataset {
-            Some(path) => (conversations, format::read_conversations(path)?),
-            None => {
-                let parts = split::split(conversations, parameters.validation_split, parameters.seed);
-                (parts.training, parts.validation)
-            }
-        };
-        let mut build = |conversations: &[format::Conversation]| -> Result<Vec<Sequence>> {
-            if conversations.is_empty() {
-                return Ok(Vec::new());
-            }
-            let built = sequences::build(&tokenizer, conversations, options)?;
-            if built.truncated > 0 {
-                let limit = parameters.max_seq_length;
-                watch.warn(format!(
-                    "{} conversations exceed {limit} tokens and lost their oldest turns",
-                    built.truncated
-                ))?;
-            }
-            Ok(built.list)
-        };
-        let data = Self { training: build(&training)?, validation: build(&validation)? };
-        if data.training.is_empty() {
-            return Err(Error::file(&spec.dataset, "no conversation is left to train on"));
-        }
-        Ok(data)
+/// Reads the dataset and leaves its report, also where the dataset is refused.
+fn read_data(spec: &RunSpec, watch: &mut Watch) -> Result<Data> {
+    let input = DataSpec {
+        dataset: &spec.dataset,
+        validation_dataset: spec.validation_dataset.as_deref(),
+        model_dir: &spec.model_dir,
+        stand_in_model: false,
+        cache_dir: &spec.cache_dir,
+        parameters: &spec.parameters,
+    };
+    let sink = watch.sink;
+    let data = Data::read(&input, &|bytes, total| sink.emit(&Event::Reading { bytes, total }))?;
+    fs::create_dir_all(&spec.output_dir).map_err(Error::io("cannot create", &spec.output_dir))?;
+    let report = spec.output_dir.join(REPORT_FILE);
+    data.report().write(&report)?;
+    if let Some(refusal) = data.report().refusal(&report) {
+        return Err(refusal);
     }
+    data.warnings().into_iter().try_for_each(|warning| watch.warn(warning))?;
+    Ok(data)
 }
 
 // === impl Learner ===
@@ -229,9 +207,7 @@ impl Learner {
 
 fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> Result<Outcome> {
     let parameters = &spec.parameters;
-    let per_epoch = batches::steps_per_epoch(data.training.len(), parameters.batch_size) as u64;
-    let all = per_epoch * u64::from(parameters.num_epochs);
-    let total = parameters.max_steps.map_or(all, |limit| limit.min(all));
+    let total = data.report().steps.total;
     let schedule = Schedule::new(parameters.learning_rate, parameters.schedule, parameters.warmup, total)?;
     let mut optimizer = Optimizer::new(&learner.adapters, parameters.optimizer());
     let options = StepOptions {
@@ -243,23 +219,21 @@ fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> R
     watch.emit(Event::Started {
         trainable_parameters: learner.adapters.parameter_count(),
         base_parameters: learner.base_parameters(),
-        sequences: data.training.len() as u64,
-        validation_sequences: data.validation.len() as u64,
+        sequences: data.report().split.training.examples,
+        validation_sequences: data.report().split.validation.examples,
         steps: total,
         epochs: parameters.num_epochs,
     })?;
     watch.stage(Stage::Training)?;
     let mut outcome = Outcome::default();
     for epoch in 1..=parameters.num_epochs {
-        let steps = batches::epoch_steps(data.training.len(), parameters.batch_size, parameters.seed, epoch);
-        for chosen in steps {
+        for documents in data.epoch(epoch) {
             if outcome.steps == total {
                 break;
             }
             outcome.epochs = epoch;
-            let micro_batches = batches::micro_batches(&data.training, &chosen, micro_batch_tokens(parameters))?;
             let learning_rate = schedule.learning_rate(outcome.steps);
-            let taken = take_step(learner, &micro_batches, &options, outcome.steps, &mut optimizer, learning_rate)?;
+            let taken = take_step(learner, data, &documents, &options, outcome.steps, &mut optimizer, learning_rate)?;
             outcome.add(taken.loss, taken.tokens);
             watch.step(StepMetrics {
                 step: outcome.steps,
@@ -273,9 +247,9 @@ fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> R
                 target_tokens: taken.target_tokens,
             })?;
         }
-        if !data.validation.is_empty() && outcome.epochs == epoch {
+        if data.has_validation() && outcome.epochs == epoch {
             watch.stage(Stage::Evaluating)?;
-            let loss = validate(learner, &data.validation, parameters)?;
+            let loss = validate(learner, data)?;
             outcome.validation_loss = Some(loss);
             watch.curve.validation.push((outcome.steps, loss));
             watch.emit(Event::Evaluation { step: outcome.steps, loss, perplexity: loss.exp() })?;
@@ -296,10 +270,6 @@ impl Outcome {
     }
 }
 
-fn micro_batch_tokens(parameters: &Parameters) -> usize {
-    parameters.max_seq_length.max(MICRO_BATCH_TOKENS)
-}
-
 struct Taken {
     loss: f64,
     gradient_norm: f64,
@@ -307,37 +277,47 @@ struct Taken {
     target_tokens: u64,
 }
 
+/// One optimiser step over some documents. Its micro-batches are read when it is their turn.
 fn take_step(
     learner: &Learner,
-    micro_batches: &[MicroBatch],
+    data: &Data,
+    documents: &[u32],
     options: &StepOptions,
     step: u64,
     optimizer: &mut Optimizer,
     learning_rate: f64,
 ) -> Result<Taken> {
-    let targets: usize = micro_batches.iter().map(MicroBatch::target_count).sum();
+    let number = step + 1;
+    let targets = data.targets(documents);
+    let bins = data.training_bins(documents)?;
     let mut gradients = Gradients::new(&learner.adapters);
-    let mut loss_sum = 0.0;
-    for (index, batch) in micro_batches.iter().enumerate() {
-        let position = Position { step, micro_batch: index as u64, micro_batches: micro_batches.len() as u64 };
-        loss_sum += accumulate(&learner.model, batch, options, position, targets, &mut gradients)?.loss_sum;
+    let (mut loss_sum, mut seen) = (0.0, 0);
+    for (index, bin) in bins.iter().enumerate() {
+        let batch = data.training_batch(bin)?;
+        let position = Position { step, micro_batch: index as u64, micro_batches: bins.len() as u64 };
+        let report = accumulate(&learner.model, &batch, options, position, targets, &mut gradients)?;
+        loss_sum += report.loss_sum;
+        seen += report.targets;
+    }
+    if seen != targets {
+        return Err(Error::Invalid(format!(
+            "step {number} has {seen} targets where the dataset says {targets}; empty the cache folder and run again"
+        )));
     }
     let loss = loss_sum / targets as f64;
-    let number = step + 1;
     if !loss.is_finite() {
         return Err(Error::Invalid(format!("the loss of step {number} is {loss}; try a lower learning rate")));
     }
     // A norm that is not finite is refused by the optimiser before it changes anything.
     let gradient_norm = optimizer.step(&gradients, learning_rate)?.gradient_norm;
-    let tokens = micro_batches.iter().map(|batch| batch.tokens.len() as u64).sum();
-    Ok(Taken { loss, gradient_norm, tokens, target_tokens: targets as u64 })
+    Ok(Taken { loss, gradient_norm, tokens: data.tokens(documents), target_tokens: targets as u64 })
 }
 
-fn validate(learner: &Learner, sequences: &[Sequence], parameters: &Parameters) -> Result<f64> {
-    let chosen: Vec<usize> = (0..sequences.len()).collect();
+/// The mean loss of the validation side.
+fn validate(learner: &Learner, data: &Data) -> Result<f64> {
     let (mut loss_sum, mut targets) = (0.0, 0);
-    for batch in batches::micro_batches(sequences, &chosen, micro_batch_tokens(parameters))? {
-        let report = evaluate(&learner.model, &batch, false)?;
+    for bin in data.validation_bins() {
+        let report = evaluate(&learner.model, &data.validation_batch(bin)?, false)?;
         loss_sum += report.loss_sum;
         targets += report.targets;
     }

@@ -1,68 +1,8 @@
 //! `brightrun`: fine-tunes Qwen MoE models with 4-bit QLoRA.
 #![forbid(unsafe_code)]
 
-mod job;
-mod output;
-mod progress;
-mod train;
-
-use std::{
-    io::{self, IsTerminal},
-    path::PathBuf,
-    process::ExitCode,
-};
-
-use clap::{Parser, Subcommand};
-use indicatif::MultiProgress;
-use tracing_subscriber::EnvFilter;
-
-use progress::LogWriter;
-
-/// Fine-tunes Qwen MoE models with 4-bit QLoRA.
-#[derive(Parser)]
-#[command(name = "brightrun", version)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Runs a job and leaves an adapter and a loss curve.
-    Train {
-        /// The job: a JSON file of the form {"input": {"dataset_url": ..., "hyperparameters": {...}}}.
-        job: PathBuf,
-        /// Where the files go [default: brightrun-output/<job_id>].
-        #[arg(long, value_name = "DIR")]
-        output: Option<PathBuf>,
-        /// Prints the result as JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Prints the table of a job's parameters in Markdown.
-    Parameters,
-}
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let terminal = MultiProgress::new();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let writer = LogWriter::new(terminal.clone());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(move || writer.clone())
-        .init();
-    match arguments.command {
-        Command::Train { job, output, json } => {
-            let outcome = train::train(&job, output, terminal);
-            output::print(&outcome, json);
-            ExitCode::from(outcome.exit_code())
-        }
-        Command::Parameters => {
-            output::write_to(&mut io::stdout().lock(), &job::parameter_table());
-            ExitCode::SUCCESS
-        }
-    }
+    brightrun_worker::run()
 }

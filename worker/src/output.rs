@@ -1,10 +1,10 @@
-//! What `brightrun train` says at its end.
+//! What `brightrun train` and `brightrun validate` say at their end.
 
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use crate::train::Outcome;
+use crate::{train::Outcome, validate::Verdict};
 
 /// Prints the result: JSON and good news on standard output, bad news for people on standard error.
 pub(crate) fn print(outcome: &Outcome, as_json: bool) {
@@ -13,6 +13,31 @@ pub(crate) fn print(outcome: &Outcome, as_json: bool) {
         write_to(&mut io::stdout().lock(), &text);
     } else {
         write_to(&mut io::stderr().lock(), &text);
+    }
+}
+
+/// Prints what `brightrun validate` found: the report on standard output, what went wrong on standard error.
+pub(crate) fn print_verdict(verdict: &Verdict, as_json: bool) {
+    let text = render_verdict(verdict, as_json);
+    if as_json || matches!(verdict, Verdict::Read(_)) {
+        write_to(&mut io::stdout().lock(), &text);
+    } else {
+        write_to(&mut io::stderr().lock(), &text);
+    }
+}
+
+fn render_verdict(verdict: &Verdict, as_json: bool) -> String {
+    match (verdict, as_json) {
+        (Verdict::Read(report), true) => format!("{:#}\n", serde_json::to_value(report).unwrap_or_default()),
+        (Verdict::Read(report), false) => report.to_string(),
+        (Verdict::Refused(problems), true) => {
+            format!("{:#}\n", json!({ "ready": false, "error": problems.join("; "), "problems": problems }))
+        }
+        (Verdict::Refused(problems), false) => {
+            format!("The dataset was not looked at:\n  {}\n", problems.join("\n  "))
+        }
+        (Verdict::Failed(error), true) => format!("{:#}\n", json!({ "ready": false, "error": error })),
+        (Verdict::Failed(error), false) => format!("The dataset cannot be read: {error}\n"),
     }
 }
 
@@ -55,7 +80,8 @@ fn text_result(outcome: &Outcome) -> String {
                  trained     {} parameters\n  \
                  loss        {:.4} -> {:.4} (smoothed){validation}\n  \
                  adapter     {}\n  \
-                 loss curve  {}\n",
+                 loss curve  {}\n  \
+                 dataset     {}\n",
                 summary.steps,
                 summary.epochs,
                 summary.tokens,
@@ -64,6 +90,7 @@ fn text_result(outcome: &Outcome) -> String {
                 summary.final_loss,
                 summary.adapter_dir.display(),
                 summary.loss_curve.display(),
+                summary.dataset_report.display(),
             );
             summary.warnings.iter().for_each(|warning| text.push_str(&format!("  warning     {warning}\n")));
             text
@@ -90,6 +117,7 @@ mod tests {
             tokens: 5000,
             adapter_dir: "out/adapter".into(),
             loss_curve: "out/loss_curve.svg".into(),
+            dataset_report: "out/dataset_report.json".into(),
             warnings: vec!["careful".into()],
         };
         Outcome::Done { job_id: "j".into(), summary: Box::new(summary), time: Duration::from_millis(2500) }
@@ -98,7 +126,7 @@ mod tests {
     #[test]
     fn success_names_the_files_and_the_losses() {
         let text = render(&done(), false);
-        for part in ["60 steps", "2.5 s", "7.2500 -> 2.5000", "validation 3.0000", "out/adapter", "careful"] {
+        for part in ["60 steps", "2.5 s", "7.2500 -> 2.5000", "validation 3.0000", "out/adapter", "out/dataset_report.json", "careful"] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         let json: Value = serde_json::from_str(&render(&done(), true)).unwrap();

@@ -12,6 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Pause between two lines where there is no terminal.
 const LINE_PAUSE: Duration = Duration::from_secs(5);
+const READING: &str = "{elapsed_precise} [{bar:32}] {bytes}/{total_bytes} read  ETA {eta}";
 const BAR: &str = "{elapsed_precise} [{bar:32}] {pos}/{len} steps  {msg}  ETA {eta}";
 
 /// Shows a run's events.
@@ -24,6 +25,7 @@ pub(crate) struct Progress {
 #[derive(Default)]
 struct State {
     bar: Option<ProgressBar>,
+    reading: Option<ProgressBar>,
     steps: u64,
     tokens: u64,
     begin: Option<Instant>,
@@ -38,18 +40,41 @@ impl Progress {
         Self { terminal, interactive: io::stderr().is_terminal(), state: Mutex::default() }
     }
 
+    /// Takes a bar for reading away.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.reading.take().inspect(ProgressBar::finish_and_clear);
+    }
+
     fn start(&self, state: &mut State, steps: u64) {
         state.steps = steps;
         state.begin = Some(Instant::now());
         if self.interactive {
-            let bar = self.terminal.add(ProgressBar::new(steps));
-            // The template is a constant; should it ever be wrong, indicatif's own bar is as good.
-            bar.set_style(
-                ProgressStyle::with_template(BAR)
-                    .map_or_else(|_| ProgressStyle::default_bar(), |s| s.progress_chars("=> ")),
-            );
-            bar.enable_steady_tick(Duration::from_millis(250));
-            state.bar = Some(bar);
+            state.bar = Some(self.new_bar(steps, BAR));
+        }
+    }
+
+    fn new_bar(&self, length: u64, template: &str) -> ProgressBar {
+        let bar = self.terminal.add(ProgressBar::new(length));
+        // The template is a constant; should it ever be wrong, indicatif's own bar is as good.
+        bar.set_style(
+            ProgressStyle::with_template(template)
+                .map_or_else(|_| ProgressStyle::default_bar(), |s| s.progress_chars("=> ")),
+        );
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    }
+
+    fn read(&self, state: &mut State, bytes: u64, total: u64) {
+        if self.interactive {
+            state.reading.get_or_insert_with(|| self.new_bar(total, READING)).set_position(bytes);
+            return;
+        }
+        // Small files are read before a line is due.
+        let last = *state.last_line.get_or_insert_with(Instant::now);
+        if bytes > 0 && last.elapsed() >= LINE_PAUSE {
+            state.last_line = Some(Instant::now());
+            tracing::info!("read {} of {} MiB", bytes >> 20, total >> 20);
         }
     }
 
@@ -76,6 +101,7 @@ impl EventSink for Progress {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Stage { stage } => {
+                state.reading.take().inspect(ProgressBar::finish_and_clear);
                 if *stage != Stage::Training && *stage != Stage::Evaluating {
                     state.bar.take().inspect(ProgressBar::finish);
                     tracing::info!("{}", stage_name(*stage));
@@ -95,6 +121,7 @@ impl EventSink for Progress {
                 );
                 self.start(&mut state, *steps);
             }
+            Event::Reading { bytes, total } => self.read(&mut state, *bytes, *total),
             Event::Step(metrics) => self.step(&mut state, metrics),
             Event::Evaluation { step, loss, perplexity } => {
                 state.validation = Some(*loss);
@@ -171,6 +198,18 @@ mod tests {
     fn a_step_is_described_with_its_speed() {
         assert_eq!(describe(&metrics(1), 300, 2.0, None), "epoch 2  loss 2.500  150 tokens/s");
         assert_eq!(describe(&metrics(1), 300, 0.0, Some(3.0)), "epoch 2  loss 2.500  validation 3.000  0 tokens/s");
+    }
+
+    #[test]
+    fn reading_has_a_bar_of_its_own_that_goes_with_the_stage() {
+        let terminal = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
+        let progress = Progress { terminal, interactive: true, state: Mutex::default() };
+        progress.emit(&Event::Reading { bytes: 0, total: 10 });
+        progress.emit(&Event::Reading { bytes: 7, total: 10 });
+        let bar = progress.state.lock().unwrap().reading.clone().unwrap();
+        assert_eq!((bar.position(), bar.length()), (7, Some(10)));
+        progress.emit(&Event::Stage { stage: Stage::Loading });
+        assert!(bar.is_finished() && progress.state.lock().unwrap().reading.is_none());
     }
 
     #[test]

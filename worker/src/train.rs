@@ -8,19 +8,20 @@ use std::{
 };
 
 use anyhow::Context;
-use brightrun_trainer::{
-    demo,
-    run::{self, RunSpec, RunSummary},
-};
+use brightrun_trainer::run::{self, RunSpec, RunSummary};
 use indicatif::MultiProgress;
 
 use crate::{
-    job::{self, BaseModel, Dataset, JobSpec, Problem},
+    input,
+    job::{self, JobSpec, Problem},
     progress::Progress,
 };
 
 /// Longest job file that is read.
 const MAX_JOB_BYTES: u64 = 16 << 20;
+
+/// Where tokenised datasets are kept, unless the command line says otherwise.
+pub(crate) const CACHE: &str = "brightrun-cache";
 
 /// How a job ended.
 pub(crate) enum Outcome {
@@ -51,27 +52,37 @@ impl Outcome {
 }
 
 /// Runs the job of a file.
-pub(crate) fn train(job_file: &Path, output: Option<PathBuf>, terminal: MultiProgress) -> Outcome {
-    let job = match read_job(job_file) {
+pub(crate) fn train(job_file: &Path, output: Option<PathBuf>, cache: &Path, terminal: MultiProgress) -> Outcome {
+    let job = match read_job(job_file).and_then(|job| all_there(&job).map(|()| job)) {
         Ok(job) => job,
         Err(problems) => return Outcome::Refused(problems),
     };
     let output = output.unwrap_or_else(|| Path::new("brightrun-output").join(&job.job_id));
     let begin = Instant::now();
-    match run_job(&job, &output, terminal) {
+    match run_job(&job, &output, cache, terminal) {
         Ok(summary) => Outcome::Done { job_id: job.job_id, summary: Box::new(summary), time: begin.elapsed() },
         Err(error) => Outcome::Failed(format!("{error:#}")),
     }
 }
 
-fn read_job(path: &Path) -> Result<JobSpec, Vec<String>> {
+/// The job of a file, or everything that is wrong with it.
+pub(crate) fn read_job(path: &Path) -> Result<JobSpec, Vec<String>> {
     let text = read_limited(path).map_err(|error| vec![format!("{error:#}")])?;
     let name = path.file_stem().and_then(|stem| stem.to_str());
     let fallback = name.filter(|name| job::is_job_id(name)).unwrap_or("job");
-    let describe = |problems: Vec<Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let job = job::parse(&text, fallback).map_err(describe)?;
-    let missing: Vec<Problem> = job.base_model.check().into_iter().chain(job.dataset.check()).collect();
-    if missing.is_empty() { Ok(job) } else { Err(describe(missing)) }
+    job::parse(&text, fallback).map_err(|problems| described(&problems))
+}
+
+/// What a job names on this machine is there, or all that is missing.
+fn all_there(job: &JobSpec) -> Result<(), Vec<String>> {
+    let validation = job.validation.as_ref().and_then(|dataset| dataset.check("validation_url"));
+    let missing: Vec<Problem> =
+        job.base_model.check().into_iter().chain(job.dataset.check("dataset_url")).chain(validation).collect();
+    if missing.is_empty() { Ok(()) } else { Err(described(&missing)) }
+}
+
+fn described(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
 }
 
 fn read_limited(path: &Path) -> anyhow::Result<String> {
@@ -82,35 +93,22 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn run_job(job: &JobSpec, output: &Path, terminal: MultiProgress) -> anyhow::Result<RunSummary> {
+fn run_job(job: &JobSpec, output: &Path, cache: &Path, terminal: MultiProgress) -> anyhow::Result<RunSummary> {
     job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     std::fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
-    let (model_dir, base_model_name) = match &job.base_model {
-        BaseModel::Folder(folder) => (folder.clone(), folder.display().to_string()),
-        BaseModel::Demo => {
-            let folder = output.join("base");
-            demo::write_model(&folder)?;
-            (folder, demo::BASE_MODEL.to_owned())
-        }
-    };
-    let dataset = match &job.dataset {
-        Dataset::File(path) => path.clone(),
-        Dataset::Demo => {
-            let path = output.join("conversations.jsonl");
-            demo::write_dataset(&path)?;
-            path
-        }
-    };
+    let (model_dir, base_model_name) = input::base_model(&job.base_model, output)?;
+    let progress = Progress::new(terminal);
+    let validation = job.validation.as_ref().map(|file| input::dataset(file, "validation", output, &progress));
     let spec = RunSpec {
         job_id: job.job_id.clone(),
         model_dir,
         base_model_name,
-        dataset,
-        validation_dataset: None,
+        dataset: input::dataset(&job.dataset, "dataset", output, &progress)?,
+        validation_dataset: validation.transpose()?,
         output_dir: output.to_owned(),
+        cache_dir: cache.to_owned(),
         parameters: job.parameters.clone(),
     };
-    let progress = Progress::new(terminal);
     let summary = run::run(&spec, &progress)?;
     let warnings = job.warnings.iter().chain(&summary.warnings).cloned().collect();
     Ok(RunSummary { warnings, ..summary })

@@ -68,8 +68,8 @@ pub enum Learnt {
 pub struct Example {
     /// The line it comes from, counted from 1.
     pub line: u64,
-    /// The conversation it belongs to; examples of one conversation stay on one side of the split. `line-N` where the format
-    /// has none.
+    /// The conversation it belongs to; examples of one conversation stay on one side of the split. Where the line has no id:
+    /// `line-N`, in a list `item-N`, in the full JSON `conversation-N`, all counted from 1.
     pub conversation: String,
     /// Its turns or text.
     pub body: Body,

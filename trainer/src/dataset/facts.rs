@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::finding::Findings;
 
-/// One tokenised example: where its tokens lie and what the split, the packing and the report need to know.
+/// One tokenised example, or a part of a text that was too long for one: where its tokens lie and what the split, the packing and the report need to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Document {
     /// The line it comes from.
@@ -15,10 +15,12 @@ pub struct Document {
     pub offset: u64,
     /// Number of tokens.
     pub tokens: u32,
-    /// Tokens that are learnt (labels, before they are shifted).
+    /// Tokens that are learnt, without the first one, which follows on nothing: the targets once labels are shifted.
     pub targets: u32,
     /// Number of tokens before its history was cut; the same as `tokens` where nothing was.
     pub whole_tokens: u32,
+    /// Turns that were cut off.
+    pub cut_turns: u32,
 }
 
 /// Sums over a file, and all that was found.
@@ -36,19 +38,20 @@ pub struct FileFacts {
     pub template_notes: Vec<String>,
     /// Lines that are not blank (in a file that is one JSON value: its items).
     pub lines: u64,
-    /// Examples that can be trained on.
+    /// Examples that can be trained on. A text that was too long for one document is one example all the same.
     pub examples: u64,
     /// Distinct conversations among them.
     pub conversations: u64,
-    /// Turns without system prompts: of each conversation, those of its longest example.
+    /// Turns without system prompts, as they are in the file: of each conversation, those of its longest example. A text is
+    /// one turn.
     pub turns: u64,
-    /// Turns that are learnt.
+    /// Assistant's turns that are learnt.
     pub learnt_turns: u64,
     /// Tokens of all examples, after cutting.
     pub tokens: u64,
-    /// Tokens among them that are learnt.
+    /// Targets of all examples.
     pub target_tokens: u64,
-    /// Turns that were cut off the beginnings of examples.
+    /// Turns that were cut off examples.
     pub cut_turns: u64,
     /// Everything found.
     pub findings: Findings,

@@ -69,6 +69,7 @@ finding_kinds! {
     TemplateRefused, Skipped, "template_refused", "The model's chat template refuses the conversation; the example is left out.";
     Duplicate, Skipped, "duplicate", "The same example stands on an earlier line; it is used once.";
     HistoryCut, Kept, "history_cut", "The example exceeds max_seq_length; the oldest turns were cut, the answer was not.";
+    TextSplit, Kept, "text_split", "The text exceeds max_seq_length; it became several documents, nothing was dropped.";
     RepeatedRole, Kept, "repeated_role", "Two turns in a row have the same speaker; both are kept.";
     EmptyTurn, Kept, "empty_turn", "A turn that is not learnt is empty; it is kept.";
     NoUserTurn, Kept, "no_user_turn", "An assistant's turn has no user's turn before it; it is kept.";

@@ -1,11 +1,17 @@
-//! From lines to batches: conversations, ChatML text with loss masks, token sequences, optimiser steps.
+//! From a file to micro-batches: lines, examples, tokens with loss masks, split, order, packing; and what there is to say
+//! about it.
 
 pub mod batches;
-pub mod chatml;
+pub mod dump;
+pub mod encode;
 pub mod example;
 pub mod facts;
 pub mod finding;
-pub mod format;
+pub mod packing;
+pub mod prepare;
 pub(crate) mod random;
-pub mod sequences;
+pub mod records;
+pub mod report;
 pub mod split;
+pub mod store;
+pub mod template;

@@ -18,14 +18,19 @@ const CONVERSATIONS: &[u8] = include_bytes!("conversations.jsonl");
 const TOKENIZER: &[u8] = include_bytes!("tokenizer.json");
 const TOKENIZER_CONFIG: &[u8] = include_bytes!("tokenizer_config.json");
 
-/// Writes the base model: configuration, weights and tokenizer. Files that are there already stay untouched.
+/// Writes the base model: configuration, weights, tokenizer and chat template. Files that are there already stay untouched.
 pub fn write_model(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(Error::io("cannot create", folder))?;
     let tokenizer = tokenizer()?;
-    write_once(&folder.join("tokenizer.json"), TOKENIZER)?;
-    write_once(&folder.join("tokenizer_config.json"), TOKENIZER_CONFIG)?;
+    write_tokenizer(folder)?;
     write_once(&folder.join("model.safetensors"), &model::weights(|id| tokenizer.id_to_token(id))?)?;
     write_once(&folder.join("config.json"), &model::config())
+}
+
+/// Writes the part of the base model that turns text into tokens.
+pub fn write_tokenizer(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io("cannot create", folder))?;
+    write_once(&folder.join("tokenizer.json"), TOKENIZER)?;
+    write_once(&folder.join("tokenizer_config.json"), TOKENIZER_CONFIG)
 }
 
 /// Writes the conversations, one JSON object a line.
@@ -47,19 +52,79 @@ fn write_once(path: &Path, bytes: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufRead;
+
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::dataset::{format, sequences};
+    use crate::{
+        batch::IGNORED,
+        dataset::dump,
+        run::{Data, DataSpec, Parameters},
+    };
+
+    /// Tokenises a file with the model in `model` of a folder.
+    fn read(folder: &Path, dataset: &Path, parameters: &Parameters) -> Data {
+        let (model_dir, cache_dir) = (&folder.join("model"), &folder.join("cache"));
+        let (validation_dataset, stand_in_model) = (None, false);
+        let spec = DataSpec { dataset, validation_dataset, model_dir, stand_in_model, cache_dir, parameters };
+        Data::read(&spec, &|_, _| {}).unwrap()
+    }
 
     #[test]
     fn the_conversations_are_well_formed_and_fit_the_model() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("conversations.jsonl");
         write_dataset(&path).unwrap();
-        let conversations = format::read_conversations(&path).unwrap();
-        assert_eq!(conversations.len(), 48);
-        let options = sequences::SequenceOptions { max_length: 512, train_on_prompt: false };
-        let built = sequences::build(&tokenizer().unwrap(), &conversations, options).unwrap();
-        assert_eq!(built.truncated, 0);
+        write_tokenizer(&folder.path().join("model")).unwrap();
+        let data = read(folder.path(), &path, &Parameters { max_seq_length: 512, ..Parameters::default() });
+        let report = data.report();
+        assert_eq!((report.training.examples, report.training.format.as_str()), (48, "turns"));
+        assert_eq!((&report.training.findings[..], &data.warnings()[..]), (&[][..], &[][..]));
+        assert_eq!(report.template.source, "tokenizer_config.json");
+    }
+
+    #[derive(Deserialize)]
+    struct Golden {
+        cases: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        turns: Value,
+        text: String,
+        tokens: Vec<u32>,
+        labels: Vec<i64>,
+    }
+
+    /// `chatml_golden.json` was made by TRL with the demo's tokenizer.
+    #[test]
+    fn text_ids_and_labels_are_those_of_trl() {
+        let golden: Golden = serde_json::from_str(include_str!("chatml_golden.json")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (model, dataset) = (folder.path().join("model"), folder.path().join("data.jsonl"));
+        write_tokenizer(&model).unwrap();
+        let lines: Vec<String> = golden.cases.iter().map(|case| json!({ "messages": case.turns }).to_string()).collect();
+        fs::write(&dataset, lines.join("\n")).unwrap();
+        let data = read(folder.path(), &dataset, &Parameters::default());
+        let store = data.training();
+        assert_eq!(store.documents().len(), golden.cases.len(), "{}", data.report());
+        let mut dump = Vec::new();
+        dump::write(&mut dump, Path::new("dump"), &dataset, &model, store).unwrap();
+        let texts = dump.lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+        for (index, (case, line)) in golden.cases.iter().zip(texts).enumerate() {
+            let sequence = store.sequence(index).unwrap();
+            assert_eq!((&sequence.tokens, &sequence.labels), (&case.tokens, &case.labels), "{}", case.name);
+            // The tokenizer normalises, so decomposed accents come back composed.
+            if case.name != "decomposed accents" {
+                assert_eq!(line["text"], case.text, "{}", case.name);
+            }
+            let mask: Vec<u8> = case.labels.iter().map(|label| u8::from(*label != IGNORED)).collect();
+            assert_eq!((&line["input_ids"], &line["assistant_mask"]), (&json!(case.tokens), &json!(mask)));
+            assert_eq!((&line["line"], &line["conversation"]), (&json!(index + 1), &json!(format!("line-{}", index + 1))));
+        }
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::dataset::report::Settings;
 use crate::lora::{AdapterDtype, Dialect, LoraOptions, TargetSet};
 use crate::optim::{OptimizerKind, OptimizerOptions, UnhitExperts};
 use crate::schedule::{Decay, WarmUp};
 use crate::weights::BasePrecision;
+
+/// Most tokens of a micro-batch, where no single example is longer.
+const MICRO_BATCH_TOKENS: usize = 4096;
 
 /// Everything about a run that a user can choose. The worker checks ranges before a value gets here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,7 +21,7 @@ pub struct Parameters {
     pub schedule: Decay,
     /// How long the learning rate rises.
     pub warmup: WarmUp,
-    /// Sequences per optimiser step.
+    /// Examples per optimiser step.
     pub batch_size: usize,
     /// Passes over the training data.
     pub num_epochs: u32,
@@ -51,11 +55,15 @@ pub struct Parameters {
     pub adapter_dialect: Dialect,
     /// Numbers in the adapter file.
     pub adapter_dtype: AdapterDtype,
-    /// Longest sequence, in tokens; longer conversations lose their oldest turns.
+    /// Longest example, in tokens; longer ones lose their oldest turns.
     pub max_seq_length: usize,
+    /// Examples share micro-batches without padding.
+    pub packing: bool,
     /// The loss covers the whole text instead of the assistant's turns.
     pub train_on_prompt: bool,
-    /// Share of the conversations that is kept for validation.
+    /// The loss covers all assistant turns also where a line is one answer with its history.
+    pub train_on_all_turns: bool,
+    /// Share of the conversations that is kept for validation, where no validation file is given.
     pub validation_split: f64,
     /// Seeds adapter, dropout, order and split.
     pub seed: u64,
@@ -85,8 +93,10 @@ impl Default for Parameters {
             adapter_dialect: Dialect::PerExpert,
             adapter_dtype: AdapterDtype::Bf16,
             max_seq_length: 2048,
+            packing: true,
             train_on_prompt: false,
-            validation_split: 0.0,
+            train_on_all_turns: false,
+            validation_split: 0.1,
             seed: 42,
         }
     }
@@ -123,6 +133,22 @@ impl Parameters {
             max_gradient_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
             unhit_experts: self.unhit_experts,
             ..OptimizerOptions::default()
+        }
+    }
+
+    /// The part that decides what becomes of the dataset.
+    pub fn dataset(&self) -> Settings {
+        Settings {
+            max_seq_length: self.max_seq_length,
+            train_on_prompt: self.train_on_prompt,
+            train_on_all_turns: self.train_on_all_turns,
+            packing: self.packing,
+            micro_batch_tokens: self.max_seq_length.max(MICRO_BATCH_TOKENS).try_into().unwrap_or(u32::MAX),
+            batch_size: self.batch_size,
+            num_epochs: self.num_epochs,
+            max_steps: self.max_steps,
+            validation_split: self.validation_split,
+            seed: self.seed,
         }
     }
 

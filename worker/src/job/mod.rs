@@ -26,6 +26,8 @@ pub(crate) struct JobSpec {
     pub(crate) base_model: BaseModel,
     /// What it is fine-tuned on.
     pub(crate) dataset: Dataset,
+    /// What it is measured with, where that is a file of its own.
+    pub(crate) validation: Option<Dataset>,
     /// How.
     pub(crate) parameters: Parameters,
     /// What the request says that has no effect.
@@ -58,6 +60,7 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
     let mut input = Object::new("input", input, findings)?;
     let job_id = input.take(&["job_id"], findings).or(id);
     let dataset = input.take(&["dataset_url"], findings);
+    let validation = input.take(&["validation_url", "validation_dataset_url"], findings);
     let shared = (input.take(&["base_model"], findings), input.take(&["preset"], findings));
     let none = Value::Object(Map::new());
     let hyperparameters = input.take(&["hyperparameters"], findings).map_or(&none, |(_, value)| value);
@@ -78,13 +81,23 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
     };
     let base_model = source::required(base_model, "hyperparameters.base_model", BaseModel::parse, findings);
     let dataset = source::required(dataset, "dataset_url", Dataset::parse, findings);
+    let validation = match validation {
+        Some(field) => Some(source::required(Some(field), "validation_url", Dataset::parse, findings)?),
+        None => None,
+    };
     Some(JobSpec {
         job_id: job_id?,
         base_model: base_model?,
         dataset: dataset?,
+        validation,
         parameters: parameters?,
         warnings: Vec::new(),
     })
+}
+
+/// A dataset as it is named on the command line.
+pub(crate) fn dataset(text: &str) -> Result<Dataset, String> {
+    Dataset::parse(text)
 }
 
 /// A job's name becomes a folder's, so it can neither leave its parent nor hide.

@@ -47,7 +47,7 @@ const ITEMS: &[Item] = &[
         meaning: "Optimiser steps in which the learning rate rises from zero.",
     },
     item(&["warmup_ratio"], Number(0.0, 1.0), "The same as a share of all steps; give one of the two."),
-    item(&["batch_size"], Integer(1, 4096), "Sequences per optimiser step."),
+    item(&["batch_size"], Integer(1, 4096), "Examples per optimiser step."),
     item(&["num_epochs", "epochs"], Integer(1, 1000), "Passes over the training data."),
     Item {
         names: &["max_steps"],
@@ -91,10 +91,25 @@ const ITEMS: &[Item] = &[
     item(
         &["max_seq_length"],
         Integer(16, 262_144),
-        "Longest sequence in tokens; longer conversations lose their oldest turns, never the last answer.",
+        "Longest example in tokens; longer ones lose their oldest turns, never the last answer.",
+    ),
+    item(
+        &["packing"],
+        Flag,
+        "Examples share micro-batches without padding. Off: examples of similar length are padded to the same length.",
     ),
     item(&["train_on_prompt"], Flag, "The loss covers the whole text instead of the assistant's turns."),
-    item(&["validation_split"], Number(0.0, 0.5), "Share of the conversations that is kept for validation."),
+    item(
+        &["train_on_all_turns"],
+        Flag,
+        "The loss covers all assistant turns, also where a line is one answer with its history (brightrun), of which only the \
+         answer is learnt otherwise.",
+    ),
+    item(
+        &["validation_split"],
+        Number(0.0, 0.5),
+        "Share of the conversations that is kept for validation, at most 200 of them; 0: none. No effect with `validation_url`.",
+    ),
     item(&["seed"], Integer(0, u64::MAX), "Seeds adapter, dropout, order and split."),
 ];
 

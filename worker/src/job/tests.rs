@@ -44,6 +44,19 @@ fn the_platforms_request_is_understood() {
 }
 
 #[test]
+fn a_validation_file_is_a_dataset_of_its_own() {
+    assert_eq!(job(&with(json!({}))).validation, None);
+    for name in ["validation_url", "validation_dataset_url"] {
+        let mut request = with(json!({}));
+        request["input"][name] = json!("held-out.jsonl");
+        let job = job(&request);
+        assert_eq!((job.validation, job.warnings), (Some(Dataset::File("held-out.jsonl".into())), vec![]));
+        request["input"][name] = json!(7);
+        assert!(problems(&request)[0].starts_with(&format!("{name}: must be a text")));
+    }
+}
+
+#[test]
 fn what_is_not_said_has_the_default() {
     let request = json!({ "input": { "dataset_url": "d.jsonl", "base_model": "brightrun/demo-moe" } });
     let job = job(&request);
@@ -58,7 +71,8 @@ fn every_parameter_reaches_the_run() {
         "optimizer": "adamw8bit", "weight_decay": 0.01, "max_grad_norm": 0.5, "lora_rank": 4, "lora_alpha": 8.5,
         "lora_dropout": 0.0, "use_rslora": true, "targets": ["q_proj", "mlp.gate"], "expert_rank": 2,
         "unhit_experts": "zero", "router_aux_loss": true, "base_precision": "full", "adapter_dialect": "fused",
-        "adapter_dtype": "f32", "max_seq_length": 512, "train_on_prompt": true, "validation_split": 0.25, "seed": 9,
+        "adapter_dtype": "f32", "max_seq_length": 512, "packing": false, "train_on_prompt": true, "train_on_all_turns": true,
+        "validation_split": 0.25, "seed": 9,
     });
     let parameters = job(&with(given.clone())).parameters;
     let mut back = serde_json::to_value(&parameters).unwrap();
@@ -103,7 +117,7 @@ fn explicit_values_win_over_a_preset() {
 #[test]
 fn all_problems_are_reported_at_once_with_their_paths() {
     let request = json!({ "input": {
-        "job_id": "../../etc", "dataset_url": "https://host/data?token=secret",
+        "job_id": "../../etc", "dataset_url": "ftp://host/data?token=secret",
         "hyperparameters": { "learning_rate": "fast", "batch_size": 0, "epochs": 1.5, "lora_rank": -3, "lora_alpha": 1e300,
             "targets": [], "schedule": "step", "train_on_prompt": "yes", "seed": 1e300 },
     }});
@@ -170,9 +184,18 @@ fn file_urls_are_decoded_and_checked() {
     let parse = Dataset::parse;
     assert_eq!(parse("file://localhost/a%2Fb"), Ok(Dataset::File("/a/b".into())));
     assert_eq!(parse("data/x.jsonl"), Ok(Dataset::File("data/x.jsonl".into())));
-    for bad in ["file://host/x", "file://x", "file:///a%zz", "file:///a%f", "file:///a%00", "file:///%ff", "s3://b/k"] {
+    for bad in ["file://host/x", "file://x", "file:///a%zz", "file:///a%f", "file:///a%00", "file:///%ff", "ftp://h/k"]
+    {
         assert!(parse(bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn links_are_kept_and_not_shown() {
+    let dataset = Dataset::parse("https://host/data.jsonl?token=secret").unwrap();
+    assert!(matches!(dataset, Dataset::Remote(_)) && !format!("{dataset:?}").contains("secret"), "{dataset:?}");
+    assert!(matches!(Dataset::parse("s3://bucket/data.jsonl"), Ok(Dataset::Remote(_))));
+    assert_eq!(dataset.check(), None);
 }
 
 /// The file is what `brightrun parameters` prints.

@@ -1,0 +1,123 @@
+//! Datasets from where they are to a file on disk.
+//!
+//! [`fetch`] streams a [`Source`] into `<name>.part`, hashes it on the way and renames it once it is whole. What a
+//! source may be is the operator's [`SourcePolicy`]; how long and how often it is tried is [`FetchLimits`]. Every way in
+//! which it fails is a [`FetchError`] that says what to do next and nothing of the link's secrets.
+//! `docs/datasets-fetching.md` lists the faults and what becomes of them.
+
+pub mod address;
+mod download;
+mod error;
+mod exchange;
+mod expiry;
+mod gzip;
+pub mod limits;
+mod link;
+mod local;
+mod opened;
+mod partial;
+mod policy;
+mod refusal;
+mod s3;
+mod source;
+mod watch;
+
+use std::{io, path::Path, sync::Arc};
+
+use tokio_util::sync::CancellationToken;
+
+pub use error::FetchError;
+pub use expiry::LEEWAY;
+pub use limits::FetchLimits;
+pub use policy::{MAX_BYTES, Names, SourcePolicy, certificates_from_pem};
+pub use s3::S3Settings;
+pub use source::{MAX_S3_KEY_BYTES, MAX_SOURCE_BYTES, Source, SourceError};
+
+use download::{Download, Origin};
+use exchange::Dialer;
+use link::Link;
+use watch::Watch;
+
+/// How far a fetch is. `bytes` goes back to 0 when it begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchProgress {
+    /// Bytes that are there, as they come over the wire.
+    pub bytes: u64,
+    /// Bytes in all, where that is known.
+    pub total: Option<u64>,
+}
+
+/// A file that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its length on disk.
+    pub bytes: u64,
+    /// SHA-256 of what is on disk.
+    pub sha256: [u8; 32],
+    /// The server's strong entity tag, if it gave one.
+    pub etag: Option<String>,
+    /// How often it went on from what was there.
+    pub resumed: u32,
+}
+
+/// Brings a dataset to `target`, whose folder must exist. A file that is there is replaced once the new one is whole.
+///
+/// `progress` is called on the fetching task about once a megabyte and should be quick. After `cancel` the fetch ends
+/// within a second. Where a later fetch of the same place could go on, `<name>.part` and `<name>.part.json` are left
+/// behind: when the server could not be reached, failed or was too slow, when the link expired, and when the fetch was
+/// cancelled, each only if the server named the content (strong `ETag` or `Last-Modified`). Otherwise nothing is left.
+pub async fn fetch(
+    source: &Source,
+    target: &Path,
+    policy: &SourcePolicy,
+    limits: &FetchLimits,
+    progress: &(dyn Fn(FetchProgress) + Send + Sync),
+    cancel: &CancellationToken,
+) -> Result<Fetched, FetchError> {
+    let place = source.to_string();
+    if let Source::File(path) = source {
+        if !policy.local_files {
+            let what = "files of this machine are not allowed here; use an https:// link";
+            return Err(FetchError::NotAllowed { place, what });
+        }
+        return local::copy(path, target, policy, progress, cancel);
+    }
+    let configuration = |why: String| FetchError::Configuration { place: place.clone(), why };
+    let watch = Watch::new(place.clone(), cancel.clone(), limits.deadline);
+    let tls = exchange::tls(policy).map_err(configuration)?;
+    let dialer = Arc::new(Dialer { policy: policy.clone(), limits: limits.clone(), watch, tls });
+    let (origin, identity) = match source {
+        Source::S3 { bucket, key } => {
+            let missing = "no S3 store is set up; the operator sets AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and \
+                           S3_ENDPOINT or AWS_REGION";
+            let settings = policy.s3.as_ref().ok_or_else(|| configuration(missing.into()))?;
+            let object = s3::Object::new(dialer.clone(), settings, bucket, key, &place);
+            (Origin::Object(object), format!("s3://{bucket}/{key}"))
+        }
+        Source::Link(url) => {
+            let mut identity = url.expose().clone();
+            identity.set_query(None);
+            (Origin::Link(Link { dialer: dialer.clone(), url: url.expose().clone() }), identity.to_string())
+        }
+        Source::File(_) => return Err(configuration("is a file".into())),
+    };
+    Download::open(origin, dialer, progress, place.clone(), identity, target).await?.run().await
+}
+
+/// As [`fetch`], for callers without an asynchronous runtime. Panics where there is one.
+pub fn fetch_blocking(
+    source: &Source,
+    target: &Path,
+    policy: &SourcePolicy,
+    limits: &FetchLimits,
+    progress: &(dyn Fn(FetchProgress) + Send + Sync),
+    cancel: &CancellationToken,
+) -> Result<Fetched, FetchError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let failed = |error: io::Error| FetchError::Configuration { place: source.to_string(), why: error.to_string() };
+    let runtime = runtime.map_err(failed)?;
+    let outcome = runtime.block_on(fetch(source, target, policy, limits, progress, cancel));
+    // A lookup of a name may still wait; nobody needs its answer.
+    runtime.shutdown_background();
+    outcome
+}

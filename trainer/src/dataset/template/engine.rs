@@ -57,6 +57,7 @@ pub(super) struct Engine {
     environment: Environment<'static>,
     name: String,
     special_tokens: Vec<(String, String)>,
+    asks_for_date: bool,
 }
 
 impl Engine {
@@ -77,10 +78,11 @@ impl Engine {
         environment.add_filter(GENERATION_FILTER, mark);
         environment.add_function("raise_exception", raise);
         environment.remove_global("debug");
+        let asks_for_date = source.contains("strftime_now");
         environment
             .add_template_owned(name.to_owned(), source)
             .map_err(|error| TemplateError::Broken(error::described(name, &error)))?;
-        Ok(Self { environment, name: name.to_owned(), special_tokens: special_tokens.to_vec() })
+        Ok(Self { environment, name: name.to_owned(), special_tokens: special_tokens.to_vec(), asks_for_date })
     }
 
     /// Renders; `works` says whether the template is known to render ordinary conversations.
@@ -88,7 +90,13 @@ impl Engine {
         // minijinja panics in corners (`[][::-1]`, `loop.cycle()`): a template from outside must not end the process.
         let result = panic::catch_unwind(AssertUnwindSafe(|| self.try_render(input)));
         match result {
-            Ok(rendered) => rendered.map_err(|error| error::of_engine(&self.name, works, &error)),
+            Ok(rendered) => rendered.map_err(|error| match error::of_engine(&self.name, works, &error) {
+                TemplateError::Broken(reason) if self.asks_for_date => TemplateError::Broken(format!(
+                    "{reason} (the template asks for today's date with strftime_now, which does not exist here; let it ask \
+                     whether strftime_now is defined, or write a date into it)"
+                )),
+                other => other,
+            }),
             Err(_) => {
                 let reason = format!("{}: the template makes the engine fail", self.name);
                 Err(if works { TemplateError::Refused(reason) } else { TemplateError::Broken(reason) })

@@ -67,7 +67,7 @@ fn cut_open(text: &str, end: usize, tokens: &[String]) -> Option<usize> {
     let divided = |token: &String| {
         (1..token.len()).rev().filter(|length| token.is_char_boundary(*length)).find_map(|length| {
             let (left, right) = token.split_at(length);
-            (head.ends_with(left) && tail.starts_with(right)).then_some(end - length)
+            (head.ends_with(left) && tail.starts_with(right)).then(|| end - length)
         })
     };
     let token = tokens.iter().filter_map(divided).min();
@@ -77,7 +77,7 @@ fn cut_open(text: &str, end: usize, tokens: &[String]) -> Option<usize> {
         divided.then_some(start)
     });
     let word = head.len() - head.trim_end_matches(char::is_alphanumeric).len();
-    let word = (word > 0 && tail.starts_with(char::is_alphanumeric)).then_some(end - word);
+    let word = (word > 0 && tail.starts_with(char::is_alphanumeric)).then(|| end - word);
     token.into_iter().chain(tag).chain(word).min()
 }
 

@@ -148,7 +148,10 @@ fn difference(rendered: &Rendered, encoding: &Encoding, found: &[i64], expected:
 
 fn messages(value: &Value) -> Result<Vec<Message>, String> {
     let list = value.as_array().ok_or("messages must be a list")?;
-    list.iter().enumerate().map(|(index, value)| message(value).map_err(|e| format!("messages[{index}]: {e}"))).collect()
+    list.iter()
+        .enumerate()
+        .map(|(index, value)| message(value).map_err(|e| format!("messages[{index}]: {e}")))
+        .collect()
 }
 
 fn message(value: &Value) -> Result<Message, String> {

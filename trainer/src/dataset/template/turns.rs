@@ -117,7 +117,8 @@ impl<'a> Conversation<'a> {
 
     fn marked(&self) -> Result<Vec<TurnSpan>, TemplateError> {
         let unused = sentinels::unused(|character| values::contains(self.messages, self.tools, character));
-        let (open, close) = unused.ok_or_else(|| self.form.no_spans("the conversation uses every reserved character"))?;
+        let (open, close) =
+            unused.ok_or_else(|| self.form.no_spans("the conversation uses every reserved character"))?;
         let marks = Marks { open, close };
         let marked = self.render_values(&self.values, false, Some(marks))?;
         marks::read(&marked, marks)
@@ -139,7 +140,8 @@ impl<'a> Conversation<'a> {
                 Some(Seen::At(span)) => turns.push(span),
                 Some(Seen::Hidden) => {}
                 None => {
-                    let reason = format!("it cannot be seen which part of the text is turn {} of a conversation", index + 1);
+                    let reason =
+                        format!("it cannot be seen which part of the text is turn {} of a conversation", index + 1);
                     return Err(self.form.no_spans(&reason));
                 }
             }
@@ -201,7 +203,7 @@ impl<'a> Conversation<'a> {
             .or_else(|| self.start_by_sentinel(index, place.start?, last.as_ref()))
             .or_else(|| self.start_by_header(index, place.start?, pair))?;
         let end = self.boundary(index + 1).filter(|end| place.end.is_none_or(|content| content <= *end));
-        let end = end.or_else(|| self.end_by_sentinel(place.end?, last.as_ref()))?;
+        let end = end.or_else(|| self.end_by_sentinel(index, place.end?, last.as_ref()))?;
         (start <= end).then_some(Seen::At(TurnSpan { message: index, bytes: start..end }))
     }
 
@@ -242,21 +244,33 @@ impl<'a> Conversation<'a> {
         let before = &self.text[..content];
         if header.is_empty() {
             let text = self.messages[index].content.as_deref().unwrap_or_default();
-            let space = &text[..text.len() - text.trim_start().len()];
-            return Some(before.strip_suffix(space).unwrap_or(before).len());
+            let own = &text[..sentinels::core(text).start];
+            return Some(before.strip_suffix(own).unwrap_or(before).len());
         }
         let head = before.rfind(header)? + header.len();
         let alone = || match index.checked_sub(1) {
-            Some(previous) => self.place(previous, pair).and_then(|(_, place)| place.end).is_some_and(|end| end <= head),
+            Some(previous) => {
+                self.place(previous, pair).and_then(|(_, place)| place.end).is_some_and(|end| end <= head)
+            }
             None => true,
         };
         (before[head..].trim().is_empty() || alone()).then_some(head)
     }
 
-    /// A turn's end is as far after its content as the text agrees with that of the turn as the last one.
-    fn end_by_sentinel(&self, content: usize, last: Option<&(String, Place)>) -> Option<usize> {
-        let (text, place) = last?;
-        let there = &text[place.end?..];
-        Some(content + sentinels::agreement(&self.text[content..], there, &self.form.added_tokens))
+    /// A turn's end is as far after its content as the text agrees with that of the turn as the last one; where the template
+    /// does not stop there, what follows all answers must follow this one.
+    fn end_by_sentinel(&self, index: usize, content: usize, last: Option<&(String, Place)>) -> Option<usize> {
+        let here = &self.text[content..];
+        if let Some((text, place)) = last {
+            let there = &text[place.end?..];
+            return Some(content + sentinels::agreement(here, there, &self.form.added_tokens));
+        }
+        let after = self.form.shape.turn_by_turn.as_ref()?.end_of_answer()?;
+        let text = self.messages[index].content.as_deref().unwrap_or_default();
+        let space = &text[text.trim_end().len()..];
+        [space, ""].iter().find_map(|space| {
+            let rest = here.strip_prefix(space)?.strip_prefix(after)?;
+            Some(self.text.len() - rest.len())
+        })
     }
 }

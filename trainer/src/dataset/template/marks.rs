@@ -50,9 +50,8 @@ pub(super) fn turns(parts: Vec<(Option<usize>, Range<usize>)>, messages: &[Messa
     }
     let assistant = (0..messages.len()).filter(|index| messages[*index].role == Role::Assistant);
     let assistant: Vec<usize> = assistant.collect();
-    (assistant.len() == joined.len()).then(|| {
-        assistant.into_iter().zip(joined).map(|(message, (_, bytes))| TurnSpan { message, bytes }).collect()
-    })
+    (assistant.len() == joined.len())
+        .then(|| assistant.into_iter().zip(joined).map(|(message, (_, bytes))| TurnSpan { message, bytes }).collect())
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ pub enum Scales {
     Plain(Vec<f32>),
     /// Double quantisation.
     Double {
-        /// One index into [`dynamic_map`] a block.
+        /// One index into [`dynamic_map()`] a block.
         codes: Vec<u8>,
         /// One scale for each [`NESTED_BLOCK`] codes.
         nested: Vec<f32>,

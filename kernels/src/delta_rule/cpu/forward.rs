@@ -12,7 +12,7 @@ use crate::gemm::{
     MatMut, MatRef, Threads, gemm,
 };
 
-/// `[N, value_heads · value_dim]`, and what [`super::backward`] needs when `save` is set.
+/// `[N, value_heads · value_dim]`, and what [`super::backward()`] needs when `save` is set.
 pub(crate) fn forward(
     parameters: &Parameters,
     qkv: &[f32],

@@ -29,7 +29,7 @@ pub(crate) struct Backward<'a> {
     pub(crate) dout: &'a [f32],
 }
 
-/// The reverse of [`super::forward`].
+/// The reverse of [`super::forward()`].
 pub(crate) fn backward(call: &Call, pass: &Backward, want_x: bool) -> Gradients {
     let routing = &call.routing;
     let (hidden, inner, slots) = (call.hidden(), call.intermediate(), routing.chosen().len());

@@ -23,7 +23,7 @@ fn turns(texts: &[&str]) -> Vec<Message> {
     roles.zip(texts).map(|(role, text)| Message::new(role, *text)).collect()
 }
 
-fn spans<'a>(rendered: &'a Rendered) -> Vec<(usize, &'a str)> {
+fn spans(rendered: &Rendered) -> Vec<(usize, &str)> {
     rendered.turns.iter().map(|turn| (turn.message, &rendered.text[turn.bytes.clone()])).collect()
 }
 

@@ -7,10 +7,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashSet,
-    path::Path,
-};
+use std::{collections::HashSet, path::Path};
 
 use serde::Serialize;
 
@@ -285,7 +282,8 @@ impl DatasetReport {
 
     /// What the run's owner should know, in short.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self.template.notes.iter().map(|note| format!("chat template: {note}")).collect();
+        let mut warnings: Vec<String> =
+            self.template.notes.iter().map(|note| format!("chat template: {note}")).collect();
         for file in self.files() {
             warnings.extend(file.warnings(self.settings.max_seq_length));
         }

@@ -78,12 +78,4 @@ impl FrozenWeight {
             }
         }
     }
-
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Plain { values, .. } => std::mem::size_of_val::<[f32]>(values),
-            Self::Nf4(matrix) => matrix.bytes(),
-        }
-    }
 }

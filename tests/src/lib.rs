@@ -6,3 +6,4 @@ pub mod faults;
 pub mod golden;
 pub mod steps;
 pub mod toy;
+pub mod whole_graph;

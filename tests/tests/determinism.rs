@@ -1,14 +1,17 @@
 //! The same run gives the same bytes, on any number of threads.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use brightrun_tests::steps::{PLAIN, gradients};
 use brightrun_tests::toy::{Shape, Toy};
 use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::MicroBatch;
 use brightrun_trainer::config::Family;
+use brightrun_trainer::demo;
+use brightrun_trainer::events::{Event, EventSink};
 use brightrun_trainer::lora::{self, AdapterDtype, AdapterFormat, Dialect};
 use brightrun_trainer::optim::{Optimizer, OptimizerKind, OptimizerOptions};
+use brightrun_trainer::run::{self, Parameters, RunSpec};
 use brightrun_trainer::step::StepOptions;
 
 /// The adapter's file after three steps of two micro-batches each, on a pool of its own.
@@ -49,4 +52,41 @@ fn runs_are_byte_identical_on_one_thread_and_on_two() {
             assert!(first != run(4, 1), "{family:?} {kind:?}: the seed of the dropout does nothing");
         }
     }
+}
+
+struct Deaf;
+
+impl EventSink for Deaf {
+    fn emit(&self, _: &Event) {}
+}
+
+/// Every file that a whole run of the demo leaves, by name; from the job's parameters on, nothing is left out.
+fn whole_run(inputs: &Path, seed: u64, threads: usize) -> Vec<(PathBuf, Vec<u8>)> {
+    let output = tempfile::tempdir().unwrap();
+    let spec = RunSpec {
+        job_id: "twice".to_owned(),
+        model_dir: inputs.join("base"),
+        base_model_name: "demo".to_owned(),
+        dataset: inputs.join("conversations.jsonl"),
+        validation_dataset: None,
+        output_dir: output.path().to_owned(),
+        parameters: Parameters { max_steps: Some(2), validation_split: 0.1, seed, ..Parameters::default() },
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| run::run(&spec, &Deaf)).unwrap();
+    let names = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "metrics.jsonl", "loss_curve.svg"];
+    names.map(|name| (PathBuf::from(name), std::fs::read(output.path().join(name)).unwrap())).into()
+}
+
+#[test]
+fn whole_runs_leave_the_same_bytes() {
+    let inputs = tempfile::tempdir().unwrap();
+    demo::write_model(&inputs.path().join("base")).unwrap();
+    demo::write_dataset(&inputs.path().join("conversations.jsonl")).unwrap();
+    let first = whole_run(inputs.path(), 3, 1);
+    for ((name, first), (_, second)) in first.iter().zip(whole_run(inputs.path(), 3, 2)) {
+        assert!(*first == second, "{}: two runs differ", name.display());
+    }
+    let other = whole_run(inputs.path(), 4, 1);
+    assert!(first[0].1 != other[0].1, "the seed of the run does nothing");
 }

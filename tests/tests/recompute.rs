@@ -2,13 +2,13 @@
 
 use brightrun_tests::steps::{PLAIN, gradients, without_gradient, worst_difference};
 use brightrun_tests::toy::{Shape, Toy};
+use brightrun_tests::whole_graph::{gradient, losses};
 use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::{IGNORED, MicroBatch};
 use brightrun_trainer::config::Family;
-use brightrun_trainer::lora::{AdapterTensors, TargetSet};
+use brightrun_trainer::lora::{Adapter, AdapterTensors, TargetSet, resolve};
 use brightrun_trainer::model::{Model, PassDropout};
-use brightrun_trainer::step::{Position, Recompute, StepOptions, whole_graph_loss};
-use candle_core::{Device, Tensor};
+use brightrun_trainer::step::{Position, Recompute, StepOptions};
 
 const FIRST: Position = Position { step: 0, micro_batch: 0, micro_batches: 1 };
 
@@ -30,12 +30,6 @@ fn case(family: Family, targets: impl Fn(&Toy) -> TargetSet, padded: bool) -> Ca
     Case { model: toy.model(&adapters).unwrap(), adapters, batch: MicroBatch::from_sequences(&sequences).unwrap() }
 }
 
-fn whole_graph(case: &Case, loss: &Tensor) -> AdapterTensors {
-    let store = loss.backward().unwrap();
-    let of = |var: &candle_core::Var| Ok(store.get(var).cloned().unwrap_or(var.as_tensor().zeros_like()?));
-    case.adapters.split(of).unwrap()
-}
-
 fn assert_close(what: &str, found: &AdapterTensors, expected: &AdapterTensors) {
     let (worst, place) = worst_difference(found, expected).unwrap();
     assert!(worst <= 1e-6, "{what}: the gradient of {place} differs by {worst:e}");
@@ -51,10 +45,10 @@ fn check(what: &str, case: &Case, options: StepOptions) {
     assert!(recomputed.by_module == kept.by_module, "{what}: recompute changes bits");
     assert_eq!(recomputed.loss_sum.to_bits(), kept.loss_sum.to_bits());
 
-    let sum = whole_graph_loss(&case.model, &case.batch, &options, FIRST).unwrap();
+    let sum = losses(&case.model, &case.batch, options.pass_dropout(FIRST)).unwrap().sum;
     assert_eq!(f64::from(sum.to_scalar::<f32>().unwrap()), recomputed.loss_sum);
     let loss = (sum / recomputed.targets as f64).unwrap();
-    assert_close(what, &recomputed.by_module, &whole_graph(case, &loss));
+    assert_close(what, &recomputed.by_module, &gradient(&case.adapters, &loss).unwrap());
 }
 
 #[test]
@@ -67,21 +61,65 @@ fn every_linear_gets_the_gradient_of_the_whole_graph() {
     }
 }
 
+fn named(names: &[&str]) -> TargetSet {
+    TargetSet::Named(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
 #[test]
 fn sets_of_targets_get_the_gradient_of_the_whole_graph() {
+    use TargetSet::{All, Attention, Classic, Default, Servable};
     for family in Family::ALL {
-        for targets in [TargetSet::All, TargetSet::Default, TargetSet::Attention] {
+        for targets in [All, Attention, Classic, Default, Servable, named(&["all-linear"])] {
             let case = case(family, |_| targets.clone(), false);
             check(&format!("{family:?} {targets:?}"), &case, StepOptions { dropout: 0.2, ..PLAIN });
         }
     }
 }
 
+/// By name, for the modules that the reference's goldens do not adapt too.
+#[test]
+fn every_kind_of_linear_learns_in_the_sets_that_name_it() {
+    let kinds = |targets: &TargetSet| -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Toy::write(dir.path(), &Shape::tiny(Family::Qwen3Next), 1).unwrap().config;
+        let adapted = resolve(&config, targets).unwrap();
+        let case = case(Family::Qwen3Next, |_| targets.clone(), false);
+        let batches = std::slice::from_ref(&case.batch);
+        let gradients = gradients(&case.model, &case.adapters, batches, &PLAIN).unwrap().by_module;
+        assert!(adapted.iter().all(|path| gradients.contains_key(path)), "{targets:?}");
+        let moves = |adapter: &Adapter| [&adapter.a, &adapter.b].iter().all(|m| m.values.iter().any(|v| *v != 0.0));
+        let kind = |path: &str| {
+            path.split('.').skip(3).filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".")
+        };
+        let mut kinds: Vec<String> =
+            gradients.iter().filter(|(_, adapter)| moves(adapter)).map(|(path, _)| kind(path)).collect();
+        kinds.sort();
+        kinds.dedup();
+        kinds
+    };
+    let attention = ["self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj"];
+    let delta = ["linear_attn.in_proj_qkvz", "linear_attn.out_proj"];
+    let shared = ["mlp.shared_expert.down_proj", "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"];
+    let routed = ["mlp.experts.down_proj", "mlp.experts.gate_proj", "mlp.experts.up_proj"];
+    let rest = ["linear_attn.in_proj_ba", "mlp.gate", "mlp.shared_expert_gate"];
+    let expect = |targets: TargetSet, parts: &[&[&str]]| {
+        let mut expected = parts.concat();
+        expected.sort_unstable();
+        assert_eq!(kinds(&targets), expected, "{targets:?}");
+    };
+    expect(TargetSet::Attention, &[&attention]);
+    expect(TargetSet::Servable, &[&attention, &delta[1..], &shared]);
+    expect(TargetSet::Default, &[&attention, &delta, &shared]);
+    expect(TargetSet::Classic, &[&attention, &shared, &routed]);
+    expect(TargetSet::All, &[&attention, &delta, &shared, &routed]);
+    expect(named(&["all-linear"]), &[&attention, &delta, &shared, &routed, &rest]);
+}
+
 /// Nothing below the first adapted layer needs a gradient, and with only the head adapted no layer does.
 #[test]
 fn adapters_high_up_get_the_gradient_of_the_whole_graph() {
     for names in [vec!["lm_head"], vec!["layers.2.mlp.gate"], vec!["layers.1.self_attn.q_proj", "lm_head"]] {
-        let targets = TargetSet::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        let targets = named(&names);
         let case = case(Family::Qwen3Next, |_| targets.clone(), false);
         check(&format!("{names:?}"), &case, PLAIN);
     }
@@ -104,7 +142,7 @@ fn dropout_changes_the_gradient_and_its_seed_does_too() {
 /// The fused head drops what the head's logits drop.
 #[test]
 fn the_loss_of_an_adapted_head_is_that_of_its_logits() {
-    let case = case(Family::Qwen3Moe, |_| TargetSet::Named(vec!["lm_head".to_owned()]), false);
+    let case = case(Family::Qwen3Moe, |_| named(&["lm_head"]), false);
     let hidden = case.model.embed(&case.batch.tokens).unwrap();
     let losses = [None, Some(PassDropout { probability: 0.4, key: 3 })].map(|dropout| {
         let pass = case.model.pass(&case.batch.documents, dropout).unwrap();
@@ -121,46 +159,17 @@ fn the_loss_of_an_adapted_head_is_that_of_its_logits() {
     assert!((losses[0] / losses[1] - 1.0).abs() > 1e-4, "{losses:?}: dropout does nothing");
 }
 
-/// `E · Σ_e f_e P_e`, with `f_e` the share of places given to expert `e` and `P_e` its mean probability, over the real
-/// tokens of all layers; from plain tensor operations.
-fn load_balancing_loss(case: &Case, routers: &[(Tensor, Vec<u32>)]) -> Tensor {
-    let experts = case.model.config().moe.experts;
-    let per_token = case.model.config().moe.per_token;
-    let valid = case.batch.documents.validity();
-    let rows = valid.iter().sum::<f32>() * routers.len() as f32;
-    let mask = Tensor::from_vec(valid.clone(), (valid.len(), 1), &Device::Cpu).unwrap();
-    let mut counts = vec![0.0f32; experts];
-    let mut mean = Tensor::zeros(experts, candle_core::DType::F32, &Device::Cpu).unwrap();
-    for (logits, chosen) in routers {
-        chosen.iter().enumerate().for_each(|(slot, &expert)| counts[expert as usize] += valid[slot / per_token]);
-        let top = logits.max_keepdim(1).unwrap().detach();
-        let exponentials = logits.broadcast_sub(&top).unwrap().exp().unwrap();
-        let probabilities = exponentials.broadcast_div(&exponentials.sum_keepdim(1).unwrap()).unwrap();
-        mean =
-            (mean + (probabilities.broadcast_mul(&mask).unwrap().sum(0).unwrap() / f64::from(rows)).unwrap()).unwrap();
-    }
-    let share: Vec<f32> = counts.iter().map(|count| count / rows * experts as f32).collect();
-    (mean * Tensor::from_vec(share, experts, &Device::Cpu).unwrap()).unwrap().sum_all().unwrap()
-}
-
 #[test]
 fn the_load_balancing_loss_gets_the_gradient_of_the_whole_graph() {
     const COEFFICIENT: f64 = 0.5;
     for family in Family::ALL {
         let case = case(family, Toy::every_linear, true);
-        let pass = case.model.pass(&case.batch.documents, None).unwrap();
-        let mut hidden = case.model.embed(&case.batch.tokens).unwrap();
-        let mut routers = Vec::new();
-        for layer in case.model.layers() {
-            let output = layer.forward(&hidden, &pass).unwrap();
-            hidden = output.hidden;
-            routers.extend(output.router.map(|router| (router.logits, router.routing.chosen().to_vec())));
-        }
-        let sum = case.model.loss_sum(&hidden, &case.batch.targets, &pass).unwrap();
-        let aux = load_balancing_loss(&case, &routers);
-        let plain = whole_graph(&case, &(&sum / case.batch.target_count() as f64).unwrap());
-        let loss = (sum / case.batch.target_count() as f64).unwrap() + (&aux * COEFFICIENT).unwrap();
-        let expected = whole_graph(&case, &loss.unwrap());
+        let whole = losses(&case.model, &case.batch, None).unwrap();
+        let aux = whole.load_balancing;
+        let mean = (whole.sum / case.batch.target_count() as f64).unwrap();
+        let plain = gradient(&case.adapters, &mean).unwrap();
+        let loss = (&mean + (&aux * COEFFICIENT).unwrap()).unwrap();
+        let expected = gradient(&case.adapters, &loss).unwrap();
         for recompute in [Recompute::Layers, Recompute::None] {
             let options = StepOptions { recompute, aux_coefficient: Some(COEFFICIENT), ..PLAIN };
             let found = gradients(&case.model, &case.adapters, std::slice::from_ref(&case.batch), &options).unwrap();

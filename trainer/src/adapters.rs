@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::config::ModelConfig;
 use crate::lora::{Adapter, AdapterTensors, LoraPlan, Matrix, ModuleLora};
+use crate::weights::{ExpertPath, PROJECTIONS};
 use crate::{Error, Result};
 
 /// LoRA of one linear.
@@ -54,15 +55,6 @@ pub struct Parameter {
 pub struct Adapters {
     dense: BTreeMap<String, DenseAdapter>,
     experts: BTreeMap<String, ExpertAdapter>,
-}
-
-/// `model.layers.0.mlp.experts.3.gate_proj` -> (`model.layers.0.mlp.experts`, 3, 0).
-fn expert_module(path: &str) -> Option<(&str, usize, usize)> {
-    let (rest, leaf) = path.rsplit_once('.')?;
-    let (list, index) = rest.rsplit_once('.')?;
-    let which = ["gate_proj", "up_proj", "down_proj"].iter().position(|name| *name == leaf)?;
-    list.ends_with(".experts").then_some(())?;
-    Some((list, index.parse().ok()?, which))
 }
 
 fn module_id(path: &str) -> u64 {
@@ -121,10 +113,10 @@ impl Adapters {
         values: impl Fn(&ModuleLora) -> Result<(Vec<f32>, Vec<f32>)>,
     ) -> Result<Self> {
         let mut dense = BTreeMap::new();
-        let mut by_list: BTreeMap<&str, Vec<(usize, usize, &ModuleLora)>> = BTreeMap::new();
+        let mut by_list: BTreeMap<&str, Vec<(ExpertPath, &ModuleLora)>> = BTreeMap::new();
         for module in &plan.modules {
-            if let Some((list, expert, which)) = expert_module(&module.path) {
-                by_list.entry(list).or_default().push((expert, which, module));
+            if let Some(place) = ExpertPath::parse(&module.path) {
+                by_list.entry(place.list).or_default().push((place, module));
                 continue;
             }
             let (a, b) = values(module)?;
@@ -143,15 +135,15 @@ impl Adapters {
         let (hidden, inner) = (config.hidden_size, config.moe.intermediate_size);
         for (list, modules) in by_list {
             let mut ranks: Vec<ExpertRanks> = vec![[None; 3]; config.moe.experts];
-            for (expert, which, module) in &modules {
-                let own = ranks.get_mut(*expert).ok_or_else(|| {
+            for (place, module) in &modules {
+                let own = ranks.get_mut(place.expert).ok_or_else(|| {
                     Error::Invalid(format!("{}: the model has {} experts", module.path, config.moe.experts))
                 })?;
-                own[*which] = Some((module.rank, module.scale as f32));
+                own[place.projection] = Some((module.rank, module.scale as f32));
             }
             let layout = ExpertLoraLayout::new(hidden, inner, &ranks);
             let mut flat = vec![0.0; layout.len()];
-            for (expert, which, module) in modules {
+            for (ExpertPath { expert, projection: which, .. }, module) in modules {
                 let (a, b) = values(module)?;
                 if let Some(place) = projection(&layout, expert, which) {
                     flat[place.a.clone()].copy_from_slice(&a);
@@ -213,7 +205,7 @@ impl Adapters {
         for (list, adapter) in &self.experts {
             let values = flat(&adapter.values)?;
             for expert in 0..adapter.layout.experts() {
-                for (which, name) in ["gate_proj", "up_proj", "down_proj"].into_iter().enumerate() {
+                for which in 0..PROJECTIONS.len() {
                     let Some(place) = projection(&adapter.layout, expert, which) else { continue };
                     let cut = |range: std::ops::Range<usize>, rows: usize| Matrix {
                         rows,
@@ -222,7 +214,7 @@ impl Adapters {
                     };
                     let outputs = place.b.len() / place.rank;
                     let pair = Adapter { a: cut(place.a.clone(), place.rank), b: cut(place.b.clone(), outputs) };
-                    out.insert(format!("{list}.{expert}.{name}"), pair);
+                    out.insert(ExpertPath { list, expert, projection: which }.to_string(), pair);
                 }
             }
         }
@@ -237,16 +229,6 @@ fn variable(values: Vec<f32>, dims: &[usize]) -> Result<Var> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn expert_paths_are_told_from_others() {
-        assert_eq!(
-            expert_module("model.layers.1.mlp.experts.12.down_proj"),
-            Some(("model.layers.1.mlp.experts", 12, 2))
-        );
-        assert_eq!(expert_module("model.layers.1.mlp.shared_expert.down_proj"), None);
-        assert_eq!(expert_module("model.layers.1.mlp.gate"), None);
-    }
 
     #[test]
     fn initial_values_fill_their_range() {

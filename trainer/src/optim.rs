@@ -115,11 +115,6 @@ impl Optimizer {
         Self { options, segments }
     }
 
-    /// Bytes of the moments.
-    pub fn bytes(&self) -> usize {
-        self.segments.iter().flatten().map(|segment| segment.moments.bytes()).sum()
-    }
-
     /// Clips the gradients and updates every parameter.
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<StepOutcome> {
         let mut squares = 0.0;

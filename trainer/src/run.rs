@@ -86,6 +86,9 @@ pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
     let data = read_data(spec, &mut watch)?;
     watch.stage(Stage::Loading)?;
     let learner = Learner::load(spec)?;
+    for warning in learner.plan.warnings() {
+        watch.warn(warning)?;
+    }
     let outcome = train(spec, &data, &learner, &mut watch)?;
     watch.stage(Stage::Saving)?;
     save(spec, &learner, &watch)?;

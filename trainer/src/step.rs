@@ -5,17 +5,19 @@
 //! the gradient of its output and gives the gradient of its input and of its adapters. Layers that keep their graph
 //! ([`Recompute::None`]) skip the second run; everything else is the same code, so both give the same bits.
 
-use std::sync::Arc;
+mod gradients;
+mod load_balancing;
 
 use brightrun_kernels::dropout::splitmix;
-use brightrun_kernels::moe::aux_loss;
 use brightrun_kernels::seed::seed;
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var};
 
-use crate::adapters::{Adapters, Parameter};
 use crate::batch::MicroBatch;
-use crate::model::{LayerOutput, Model, Pass, PassDropout, RouterOutput};
+use crate::model::{LayerOutput, Model, PassDropout, RouterOutput};
 use crate::{Error, Result};
+use load_balancing::LoadBalancing;
+
+pub use gradients::Gradients;
 
 /// What is kept of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +41,16 @@ pub struct StepOptions {
     pub aux_coefficient: Option<f64>,
 }
 
-/// Gradients of all parameters, summed over micro-batches.
-#[derive(Debug)]
-pub struct Gradients {
-    parameters: Vec<Parameter>,
-    values: Vec<Option<Tensor>>,
-    /// For parameters of routed experts: which experts had a row.
-    hits: Vec<Vec<bool>>,
+// === impl StepOptions ===
+
+impl StepOptions {
+    /// The dropout of a micro-batch: its masks follow from the seed and the position alone.
+    pub fn pass_dropout(&self, position: Position) -> Option<PassDropout> {
+        (self.dropout > 0.0).then(|| PassDropout {
+            probability: self.dropout,
+            key: splitmix(self.seed ^ splitmix(position.step ^ splitmix(position.micro_batch))),
+        })
+    }
 }
 
 /// What one micro-batch gave.
@@ -57,62 +62,6 @@ pub struct MicroReport {
     pub targets: usize,
     /// Load-balancing loss, where it is on (without its coefficient).
     pub aux_loss: Option<f64>,
-}
-
-// === impl Gradients ===
-
-impl Gradients {
-    /// None yet.
-    pub fn new(adapters: &Adapters) -> Self {
-        let parameters = adapters.parameters();
-        let hits =
-            parameters.iter().map(|p| vec![false; p.experts.as_ref().map_or(0, |layout| layout.experts())]).collect();
-        Self { values: vec![None; parameters.len()], hits, parameters }
-    }
-
-    /// The parameters, with the gradient of each (if any reached it) and, for routed experts, who had rows.
-    pub fn iter(&self) -> impl Iterator<Item = (&Parameter, Option<&Tensor>, &[bool])> {
-        self.parameters.iter().zip(&self.values).zip(&self.hits).map(|((p, g), h)| (p, g.as_ref(), h.as_slice()))
-    }
-
-    /// The gradient of a parameter; zeros where none reached it.
-    pub fn of(&self, var: &Var) -> Result<Tensor> {
-        let found = self.parameters.iter().position(|p| p.var.id() == var.id()).and_then(|i| self.values[i].clone());
-        match found {
-            Some(gradient) => Ok(gradient),
-            None => Ok(var.as_tensor().zeros_like()?),
-        }
-    }
-
-    fn take(&mut self, store: &mut GradStore) -> Result<()> {
-        for (parameter, value) in self.parameters.iter().zip(&mut self.values) {
-            let Some(gradient) = store.remove(parameter.var.as_tensor()) else { continue };
-            // A gradient that stays attached would keep the whole graph alive.
-            let gradient = gradient.detach();
-            *value = Some(match value.take() {
-                Some(sum) => (sum + gradient)?,
-                None => gradient,
-            });
-        }
-        Ok(())
-    }
-
-    fn mark_hits(&mut self, layer: usize, router: &RouterOutput) {
-        let path = format!("model.layers.{layer}.mlp.experts");
-        for (parameter, hits) in self.parameters.iter().zip(&mut self.hits) {
-            if parameter.experts.is_some() && parameter.path == path {
-                hits.iter_mut().zip(router.routing.counts()).for_each(|(hit, rows)| *hit |= rows > 0);
-            }
-        }
-    }
-}
-
-/// The key of a micro-batch's dropout masks.
-fn dropout(options: &StepOptions, step: u64, micro_batch: u64) -> Option<PassDropout> {
-    (options.dropout > 0.0).then(|| PassDropout {
-        probability: options.dropout,
-        key: splitmix(options.seed ^ splitmix(step ^ splitmix(micro_batch))),
-    })
 }
 
 fn scalar(tensor: &Tensor) -> Result<f64> {
@@ -131,22 +80,6 @@ fn check_lengths(batch: &MicroBatch) -> Result<()> {
     Ok(())
 }
 
-/// Shares `E · f_e / rows` over all sparse layers, so that the loss is `Σ_layers Σ_t Σ_e share_e p_te`; padding is not
-/// counted.
-fn aux_shares(routers: &[Option<RouterOutput>], valid: &[f32]) -> Option<Arc<[f32]>> {
-    let routers: Vec<_> = routers.iter().flatten().collect();
-    let experts = routers.first()?.routing.experts();
-    let rows = routers.len() as f64 * valid.iter().map(|v| f64::from(*v)).sum::<f64>();
-    let mut counts = vec![0.0f64; experts];
-    for router in routers {
-        let k = router.routing.per_token();
-        for (slot, &expert) in router.routing.chosen().iter().enumerate() {
-            counts[expert as usize] += f64::from(valid[slot / k]);
-        }
-    }
-    Some(counts.iter().map(|count| (experts as f64 * count / rows / rows) as f32).collect())
-}
-
 /// Forward only: the loss of a batch, and its load-balancing loss when asked for.
 pub fn evaluate(model: &Model, batch: &MicroBatch, with_aux: bool) -> Result<MicroReport> {
     check_lengths(batch)?;
@@ -160,35 +93,12 @@ pub fn evaluate(model: &Model, batch: &MicroBatch, with_aux: bool) -> Result<Mic
     }
     let loss_sum = scalar(&model.loss_sum(&hidden, &batch.targets, &pass)?)?;
     let aux = match with_aux {
-        true => Aux::new(&routers, &batch.documents.validity(), 0.0).map(|aux| aux.value(&routers)).transpose()?,
+        true => {
+            LoadBalancing::new(&routers, &batch.documents.validity(), 0.0).map(|aux| aux.value(&routers)).transpose()?
+        }
         false => None,
     };
     Ok(MicroReport { loss_sum, targets: batch.target_count(), aux_loss: aux })
-}
-
-/// The load-balancing loss of one micro-batch, with the shares it was found to have.
-struct Aux {
-    shares: Arc<[f32]>,
-    valid: Arc<[f32]>,
-    coefficient: f64,
-}
-
-impl Aux {
-    fn new(routers: &[Option<RouterOutput>], valid: &[f32], coefficient: f64) -> Option<Self> {
-        Some(Self { shares: aux_shares(routers, valid)?, valid: valid.into(), coefficient })
-    }
-
-    fn value(&self, routers: &[Option<RouterOutput>]) -> Result<f64> {
-        routers
-            .iter()
-            .flatten()
-            .try_fold(0.0, |sum, r| Ok(sum + scalar(&aux_loss(&r.logits, &self.shares, &self.valid)?)?))
-    }
-
-    /// This layer's part, as a scalar of the graph.
-    fn term(&self, router: &RouterOutput) -> Result<Tensor> {
-        Ok((aux_loss(&router.logits, &self.shares, &self.valid)? * self.coefficient)?)
-    }
 }
 
 /// Position of a micro-batch in its optimiser step.
@@ -216,7 +126,7 @@ pub fn accumulate(
     if targets == 0 {
         return Err(Error::Invalid("an optimiser step without a single target token cannot be taken".into()));
     }
-    let pass = model.pass(&batch.documents, dropout(options, position.step, position.micro_batch))?;
+    let pass = model.pass(&batch.documents, options.pass_dropout(position))?;
     let plain = pass.without_graph();
     let first = first_with_adapters(model);
 
@@ -242,7 +152,7 @@ pub fn accumulate(
     let share = 1.0 / position.micro_batches as f64;
     let aux = options
         .aux_coefficient
-        .and_then(|coefficient| Aux::new(&routers, &batch.documents.validity(), coefficient * share));
+        .and_then(|coefficient| LoadBalancing::new(&routers, &batch.documents.validity(), coefficient * share));
     let report_aux = aux.as_ref().map(|aux| aux.value(&routers)).transpose()?;
 
     let last = Var::from_tensor(&hidden)?;
@@ -305,7 +215,7 @@ fn layer_backward(
     input: &LayerInput,
     output: &LayerOutput,
     upstream: Option<Tensor>,
-    aux: Option<&Aux>,
+    aux: Option<&LoadBalancing>,
     gradients: &mut Gradients,
 ) -> Result<Option<Tensor>> {
     let mut root = match &upstream {
@@ -326,19 +236,4 @@ fn layer_backward(
         LayerInput::Leaf { var, .. } => store.remove(var.as_tensor()).map(|g| g.detach()),
         LayerInput::Constant(_) => None,
     })
-}
-
-/// The loss of a whole graph, without any of the above: what the tests compare with.
-pub fn whole_graph_loss(
-    model: &Model,
-    batch: &MicroBatch,
-    options: &StepOptions,
-    position: Position,
-) -> Result<Tensor> {
-    let pass: Pass = model.pass(&batch.documents, dropout(options, position.step, position.micro_batch))?;
-    let mut hidden = model.embed(&batch.tokens)?;
-    for layer in model.layers() {
-        hidden = layer.forward(&hidden, &pass)?.hidden;
-    }
-    model.loss_sum(&hidden, &batch.targets, &pass)
 }

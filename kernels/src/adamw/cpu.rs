@@ -4,35 +4,12 @@
 use rayon::prelude::*;
 
 use super::{Hyper, MOMENT_BLOCK, OP};
+use crate::fast_math::Level;
 use crate::nf4::DynamicMap;
 use crate::{Error, Result};
 
 /// Values that one task updates; a multiple of [`MOMENT_BLOCK`].
 const CHUNK: usize = 1 << 14;
-
-/// Instructions to use. Fused multiply-adds without the processor's own are right but slow.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Level {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Level {
-    /// All levels this processor has, the best one last.
-    pub(super) fn available() -> impl Iterator<Item = Self> {
-        let levels = [
-            Some(Self::Portable),
-            #[cfg(target_arch = "x86_64")]
-            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self::Avx2),
-            #[cfg(target_arch = "x86_64")]
-            is_x86_feature_detected!("avx512f").then_some(Self::Avx512),
-        ];
-        levels.into_iter().flatten()
-    }
-}
 
 /// All scalars of a step, computed in `f64` and rounded once, as PyTorch hands them to its loops.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +41,7 @@ impl Scalars {
         let from_gradient = weight >= 0.5;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         Ok(Self {
-            level: Level::available().last().unwrap_or(Level::Portable),
+            level: Level::best(),
             gradient_scale,
             decay: (1.0 - hyper.learning_rate * hyper.weight_decay) as f32,
             from_gradient,
@@ -108,27 +85,10 @@ pub(super) fn step_full(parameters: &mut [f32], gradient: &[f32], m: &mut [f32],
 }
 
 fn full_chunk(parameters: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32], scalars: &Scalars) {
-    match scalars.level {
-        Level::Portable => full_loop(parameters, gradient, m, v, scalars),
-        // SAFETY: a `Level` other than `Portable` comes from `Level::available`, which asked the processor for it.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { full_avx2(parameters, gradient, m, v, scalars) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { full_avx512(parameters, gradient, m, v, scalars) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn full_avx2(parameters: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32], scalars: &Scalars) {
-    full_loop(parameters, gradient, m, v, scalars);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn full_avx512(parameters: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32], scalars: &Scalars) {
-    full_loop(parameters, gradient, m, v, scalars);
+    scalars.level.run(
+        #[inline(always)]
+        || full_loop(parameters, gradient, m, v, scalars),
+    );
 }
 
 #[inline(always)]
@@ -175,27 +135,10 @@ fn step_block(
     maps: (&DynamicMap, &DynamicMap),
     scalars: &Scalars,
 ) {
-    match scalars.level {
-        Level::Portable => block_loop(parameters, gradient, m, v, maps, scalars),
-        // SAFETY: a `Level` other than `Portable` comes from `Level::available`, which asked the processor for it.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { block_avx2(parameters, gradient, m, v, maps, scalars) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { block_avx512(parameters, gradient, m, v, maps, scalars) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn block_avx2(p: &mut [f32], gradient: &[f32], m: Block, v: Block, maps: (&DynamicMap, &DynamicMap), s: &Scalars) {
-    block_loop(p, gradient, m, v, maps, s);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn block_avx512(p: &mut [f32], gradient: &[f32], m: Block, v: Block, maps: (&DynamicMap, &DynamicMap), s: &Scalars) {
-    block_loop(p, gradient, m, v, maps, s);
+    scalars.level.run(
+        #[inline(always)]
+        || block_loop(parameters, gradient, m, v, maps, scalars),
+    );
 }
 
 /// Decodes the moments, steps in `f32` and encodes them again.

@@ -98,16 +98,6 @@ impl Moments {
         self.len() == 0
     }
 
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Full { m, v } => size_of_val(&m[..]) + size_of_val(&v[..]),
-            Self::Blockwise { m, m_scale, v, v_scale } => {
-                m.len() + v.len() + size_of_val(&m_scale[..]) + size_of_val(&v_scale[..])
-            }
-        }
-    }
-
     fn check(&self, count: usize) -> Result<()> {
         let blocks = count.div_ceil(MOMENT_BLOCK);
         let fit = match self {

@@ -83,7 +83,7 @@ fn convolve_row(
 }
 
 /// `silu(conv(x))`: `[rows, projection]` to `[rows, convolved]`.
-pub fn forward(qkvz: &[f32], weight: &ConvWeight, groups: &HeadGroups, documents: &Documents) -> Vec<f32> {
+pub(crate) fn forward(qkvz: &[f32], weight: &ConvWeight, groups: &HeadGroups, documents: &Documents) -> Vec<f32> {
     let (width, channels) = (groups.projection_width(), groups.convolved_width());
     let (places, segments) = (places(documents), groups.segments());
     let mut y = vec![0.0; places.len() * channels];
@@ -109,7 +109,13 @@ pub fn forward(qkvz: &[f32], weight: &ConvWeight, groups: &HeadGroups, documents
 }
 
 /// Gradient of the projection: `dx[t] = Σ_back w[back] ⊙ dp[t + back]`, `dp = dy ⊙ silu'(p)`; zero where z stands.
-pub fn backward(qkvz: &[f32], weight: &ConvWeight, groups: &HeadGroups, documents: &Documents, dy: &[f32]) -> Vec<f32> {
+pub(crate) fn backward(
+    qkvz: &[f32],
+    weight: &ConvWeight,
+    groups: &HeadGroups,
+    documents: &Documents,
+    dy: &[f32],
+) -> Vec<f32> {
     let width = groups.projection_width();
     let (places, segments) = (places(documents), groups.segments());
     let longest = segments.iter().map(|s| s.length).max().unwrap_or(0);

@@ -5,7 +5,7 @@
 //! zero. Backward: `dx[t, c] = Σ_{b < taps} w[c, taps-1-b] · dp[t + b, c]` inside the document,
 //! `dp = dy ⊙ σ(p)(1 + p(1 - σ(p)))`. The weight is frozen.
 
-pub mod cpu;
+mod cpu;
 mod layout;
 pub mod reference;
 
@@ -63,16 +63,6 @@ impl ConvWeight {
         }
         let by_tap = (0..taps).flat_map(|tap| values.iter().skip(tap).step_by(taps).copied()).collect();
         Ok(Self { channels, taps, by_tap })
-    }
-
-    /// Number of channels.
-    pub fn channels(&self) -> usize {
-        self.channels
-    }
-
-    /// Number of taps.
-    pub fn taps(&self) -> usize {
-        self.taps
     }
 
     /// All channels' factor for the token `back` places ago.

@@ -2,10 +2,7 @@
 
 use super::HeadGroups;
 use crate::Documents;
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
+use crate::fast_math::reference::sigmoid;
 
 /// Column of the projection for every convolved channel `q.flat | k.flat | v.flat`.
 fn sources(groups: &HeadGroups) -> Vec<usize> {

@@ -9,58 +9,58 @@ use crate::gemm::{Accumulate, MatMut, MatRef, Threads, gemm};
 
 /// A LoRA pair on the output projection.
 #[derive(Debug, Clone, Copy)]
-pub struct Lora<'a> {
+pub(crate) struct Lora<'a> {
     /// `[rank, width]`.
-    pub a: &'a [f32],
+    pub(crate) a: &'a [f32],
     /// `[vocabulary, rank]`.
-    pub b: &'a [f32],
+    pub(crate) b: &'a [f32],
     /// Size of the pair.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// Factor of the pair's contribution.
-    pub scale: f32,
+    pub(crate) scale: f32,
     /// Mask of what goes into `A`: of element `row · width + column`, with the row's number among all rows.
-    pub dropout: Option<Dropout>,
+    pub(crate) dropout: Option<Dropout>,
 }
 
 /// Checked arguments.
 #[derive(Debug, Clone, Copy)]
-pub struct Arguments<'a> {
+pub(crate) struct Arguments<'a> {
     /// `[rows, width]`.
-    pub hidden: &'a [f32],
+    pub(crate) hidden: &'a [f32],
     /// Size of a row.
-    pub width: usize,
+    pub(crate) width: usize,
     /// `[vocabulary, width]`.
-    pub weight: &'a [f32],
+    pub(crate) weight: &'a [f32],
     /// Number of classes.
-    pub vocabulary: usize,
+    pub(crate) vocabulary: usize,
     /// The adapter of the projection, if it has one.
-    pub lora: Option<Lora<'a>>,
+    pub(crate) lora: Option<Lora<'a>>,
     /// Rows that count, with their targets below `vocabulary`, in order.
-    pub kept: &'a [(usize, u32)],
+    pub(crate) kept: &'a [(usize, u32)],
     /// Rows whose logits exist at the same time.
-    pub chunk_rows: usize,
+    pub(crate) chunk_rows: usize,
 }
 
 /// Which gradients to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// That of the rows.
-    pub hidden: bool,
+    pub(crate) hidden: bool,
     /// Those of the LoRA pair.
-    pub lora: bool,
+    pub(crate) lora: bool,
 }
 
 /// The summed loss, and the gradients that were wanted (empty otherwise).
 #[derive(Debug, Clone, Default)]
-pub struct Loss {
+pub(crate) struct Loss {
     /// Sum over the kept rows.
-    pub loss: f64,
+    pub(crate) loss: f64,
     /// `[rows, width]`, zero for rows that do not count.
-    pub d_hidden: Vec<f32>,
+    pub(crate) d_hidden: Vec<f32>,
     /// `[rank, width]`.
-    pub d_a: Vec<f32>,
+    pub(crate) d_a: Vec<f32>,
     /// `[vocabulary, rank]`.
-    pub d_b: Vec<f32>,
+    pub(crate) d_b: Vec<f32>,
 }
 
 /// Buffers of one chunk, reused by the next.
@@ -82,7 +82,7 @@ struct Scratch {
 }
 
 /// Sum of the cross entropies, with the wanted gradients from the same pass.
-pub fn loss(arguments: &Arguments<'_>, wanted: Wanted) -> Loss {
+pub(crate) fn loss(arguments: &Arguments<'_>, wanted: Wanted) -> Loss {
     let Arguments { hidden, width, vocabulary, lora, kept, chunk_rows, .. } = *arguments;
     let rank = lora.map_or(0, |l| l.rank);
     let wanted = Wanted { lora: wanted.lora && lora.is_some(), ..wanted };

@@ -5,7 +5,7 @@
 //! `dA = scale·Σ (Bᵀ·dl)·(m ⊙ h)ᵀ`, `dB = scale·Σ dl·(A·(m ⊙ h))ᵀ`. The gradients are made in the forward pass, chunk by chunk while the logits are there, and
 //! only if the graph wants them; the backward pass multiplies them by the upstream number. W is frozen.
 
-pub mod cpu;
+mod cpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -8,10 +8,10 @@
 //! beta = σ(b)                           g = −exp(A_log) · softplus(a + dt_bias)
 //! S ← exp(g) S;   u = beta (v − Sᵀ k);  S ← S + k uᵀ;   o = Sᵀ q
 //! ```
-//! The state starts from zero in every document. The fast version works in chunks ([`cpu`]), the reference token by
+//! The state starts from zero in every document. The fast version works in chunks (`cpu`), the reference token by
 //! token.
 
-pub(crate) mod cpu;
+mod cpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,9 @@ use crate::conv::HeadGroups;
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};
 use crate::{Documents, Error, Result};
 
-const NAME: &str = "gated-delta-rule";
+const NAME: &str = "gated delta rule";
+/// Forward keeps what backward needs only for arguments that want a gradient.
+const KEPT_NOTHING: &str = "backward without a forward pass in which qkv or ba asked for a gradient";
 
 /// The frozen parts of the op.
 #[derive(Debug, Clone)]
@@ -37,16 +39,16 @@ pub struct Parameters {
 
 impl Parameters {
     pub(crate) fn qkv_width(&self) -> usize {
-        2 * self.groups.key_heads * self.groups.key_dim + self.groups.value_heads * self.groups.value_dim
+        self.groups.convolved_width()
     }
 
     pub(crate) fn value_offset(&self, head: usize) -> usize {
-        2 * self.groups.key_heads * self.groups.key_dim + head * self.groups.value_dim
+        2 * self.groups.key_width() + head * self.groups.value_dim
     }
 
     /// Where `b` and `a` of a value head are in `ba`.
     pub(crate) fn gate_offsets(&self, t: usize, head: usize) -> (usize, usize) {
-        let per_key = self.groups.value_heads / self.groups.key_heads;
+        let per_key = self.groups.values_per_key();
         let row = t * 2 * self.groups.value_heads + (head / per_key) * 2 * per_key + head % per_key;
         (row, row + per_key)
     }
@@ -68,9 +70,7 @@ impl Parameters {
 
     fn check(&self, qkv: &Tensor, ba: &Tensor, documents: &Documents) -> Result<()> {
         let groups = &self.groups;
-        if groups.key_heads == 0 || !groups.value_heads.is_multiple_of(groups.key_heads) {
-            return Err(Error::shape(NAME, "value heads", "a multiple of the key heads", groups.value_heads));
-        }
+        groups.check()?;
         let tokens = documents.tokens();
         for (what, found, expected) in
             [("qkv", qkv.dims(), [tokens, self.qkv_width()]), ("ba", ba.dims(), [tokens, 2 * groups.value_heads])]
@@ -123,7 +123,7 @@ impl CustomOp2 for DeltaRule {
         let (out, saved) = cpu::forward(&self.parameters, qkv, ba, &self.documents, self.save);
         *self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = saved;
         let groups = &self.parameters.groups;
-        let shape = (self.documents.tokens(), groups.value_heads * groups.value_dim);
+        let shape = (self.documents.tokens(), groups.value_width());
         Ok((CpuStorage::F32(out), shape.into()))
     }
 
@@ -135,7 +135,7 @@ impl CustomOp2 for DeltaRule {
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let guard = self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let saved = guard.as_ref().ok_or_else(|| Error::invalid(NAME, "ran forward without a graph"))?;
+        let saved = guard.as_ref().ok_or_else(|| Error::invalid(NAME, KEPT_NOTHING))?;
         let (dqkv, dba) = with_slices([qkv, ba, grad], |[qkv, ba, grad]| {
             cpu::backward(&self.parameters, qkv, ba, &self.documents, saved, grad)
         })?;

@@ -8,6 +8,7 @@ use super::reference::{Head, backward, forward};
 use super::{Parameters, delta_rule};
 use crate::Documents;
 use crate::conv::HeadGroups;
+use crate::fast_math::reference::sigmoid;
 use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
 
 fn parameters(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: usize) -> Parameters {
@@ -21,10 +22,6 @@ fn parameters(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: u
 
 fn softplus(x: f64) -> f64 {
     x.exp().ln_1p()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 /// Output and both gradients of the whole op, out of the reference's heads.

@@ -32,6 +32,7 @@ pub fn clip_factor(total_norm: f64, max_norm: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fast_math::Level;
 
     fn values(count: usize) -> Vec<f32> {
         (0..count as u64).map(|i| ((i * 2_654_435_761 % 1_000_003) as f32 - 5e5) * 1e-6).collect()
@@ -43,7 +44,7 @@ mod tests {
             let values = values(count);
             let (ours, expected) = (sum_of_squares(&values), reference::sum_of_squares(&values));
             assert!((ours - expected).abs() <= 1e-12 * expected, "{count}: {ours} {expected}");
-            for level in cpu::Level::available() {
+            for level in Level::available() {
                 assert_eq!(cpu::sum_of_squares_at(level, &values).to_bits(), ours.to_bits(), "{count} at {level:?}");
             }
         }

@@ -14,7 +14,7 @@ use crate::dropout::Dropout;
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};
 use crate::{Error, FrozenWeight, Result};
 
-const NAME: &str = "lora-linear";
+const NAME: &str = "lora linear";
 
 /// The part that never learns.
 #[derive(Debug, Clone)]

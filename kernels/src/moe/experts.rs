@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::gemm::MatRef;
 use crate::{Error, FrozenWeight, Result};
 
-const NAME: &str = "moe-experts";
+const NAME: &str = "moe experts";
 
 /// One frozen expert: `down(silu(gate x) ⊙ up x)`.
 #[derive(Debug, Clone)]
@@ -49,15 +49,6 @@ impl Expert {
     /// Width between the projections.
     pub fn intermediate(&self) -> usize {
         self.down.columns()
-    }
-
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> usize {
-        self.down.bytes()
-            + match &self.gate_up {
-                GateUp::Joined(weight) => weight.bytes(),
-                GateUp::Apart { gate, up } => gate.bytes() + up.bytes(),
-            }
     }
 
     /// Gate and up as one `[2 · intermediate, hidden]` matrix, decoded into `scratch` where needed.

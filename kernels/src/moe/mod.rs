@@ -27,7 +27,7 @@ use crate::dropout::Dropout;
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};
 use crate::{Error, Result};
 
-const NAME: &str = "moe-experts";
+const NAME: &str = "moe experts";
 
 /// Everything of one use of the op that is not differentiated.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! The routed experts token by token in `f64`, out of the reference linear layer.
 
+use crate::fast_math::reference::sigmoid;
 use crate::lora_linear::reference::{self as linear, Gradients, Shape};
 
 /// One projection of one expert; rank 0 where it is not adapted.
@@ -42,10 +43,6 @@ fn project(p: &Projection, x: &[f64], mask: &[f64]) -> Vec<f64> {
 
 fn project_backward(p: &Projection, x: &[f64], mask: &[f64], dy: &[f64]) -> Gradients {
     linear::backward(&p.shape, x, &p.weight, &p.a, &p.b, mask, dy)
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 struct Pass {

@@ -10,8 +10,8 @@ use super::Routing;
 use crate::op::{expect_f32, slice, tensor, with_slices};
 use crate::{Error, Result};
 
-const WEIGHTS: &str = "moe-routing-weights";
-const AUX: &str = "moe-aux-loss";
+const WEIGHTS: &str = "moe routing weights";
+const AUX: &str = "moe aux loss";
 
 /// Softmax of one row of logits, in `f32` as the reference does it.
 pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {

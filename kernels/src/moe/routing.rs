@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-const NAME: &str = "moe-routing";
+const NAME: &str = "moe routing";
 
 /// The routing of one batch. A *slot* is one of a token's choices, `token * per_token + rank of the choice`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,40 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::{BLOCK, CODEBOOK, SMALLEST_ABSMAX, THRESHOLDS};
+use crate::fast_math::Level;
 
 /// Bytes of a block.
 const BYTES: usize = BLOCK / 2;
 
 /// Blocks that one task quantises.
 const TASK: usize = 256;
-
-/// Instructions to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Level {
-    /// All levels this processor has, the best one last.
-    pub(super) fn available() -> impl Iterator<Item = Self> {
-        let levels = [
-            Some(Self::Portable),
-            #[cfg(target_arch = "x86_64")]
-            is_x86_feature_detected!("avx2").then_some(Self::Avx2),
-            #[cfg(target_arch = "x86_64")]
-            is_x86_feature_detected!("avx512f").then_some(Self::Avx512),
-        ];
-        levels.into_iter().flatten()
-    }
-
-    fn best() -> Self {
-        Self::available().last().unwrap_or(Self::Portable)
-    }
-}
 
 // === decoding ===
 
@@ -63,7 +36,7 @@ pub(super) fn dequantize_at(level: Level, packed: &[u8], absmax: impl Fn(usize) 
     let scale = |index: usize| absmax(block + index);
     match level {
         Level::Portable => decode_blocks_portable(bytes, scale, blocks),
-        // SAFETY: a `Level` other than `Portable` comes from `Level::available`, which asked the processor for it.
+        // SAFETY: a `Level` other than `Portable` comes from `Level::best`, which asked the processor for it.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { x86::decode_blocks_avx2(bytes, scale, blocks) },
         // SAFETY: as above.
@@ -174,15 +147,10 @@ pub(super) fn quantize_at(level: Level, values: &[f32]) -> Result<(Vec<u8>, Vec<
         .zip(values.par_chunks(TASK * BLOCK))
         .enumerate()
         .for_each(|(task, ((packed, absmax), values))| {
-            match level {
-                Level::Portable => quantize_blocks(values, packed, absmax),
-                // SAFETY: a `Level` other than `Portable` comes from `Level::available`, which asked the processor.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { quantize_blocks_avx2(values, packed, absmax) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { quantize_blocks_avx512(values, packed, absmax) },
-            }
+            level.run(
+                #[inline(always)]
+                || quantize_blocks(values, packed, absmax),
+            );
             let damaged = absmax.iter().any(|value| !value.is_finite());
             if let (true, Some(index)) = (damaged, values.iter().position(|value| !value.is_finite())) {
                 bad.fetch_min(task * TASK * BLOCK + index, Ordering::Relaxed);
@@ -192,18 +160,6 @@ pub(super) fn quantize_at(level: Level, values: &[f32]) -> Result<(Vec<u8>, Vec<
         usize::MAX => Ok((packed, absmax)),
         index => Err(index),
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn quantize_blocks_avx2(values: &[f32], packed: &mut [u8], absmax: &mut [f32]) {
-    quantize_blocks(values, packed, absmax);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn quantize_blocks_avx512(values: &[f32], packed: &mut [u8], absmax: &mut [f32]) {
-    quantize_blocks(values, packed, absmax);
 }
 
 /// Written so that the compiler can use the vector instructions of whichever function it is inlined into.

@@ -89,7 +89,7 @@ pub enum Scales {
     Plain(Vec<f32>),
     /// Double quantisation.
     Double {
-        /// One index into [`dynamic_map`] a block.
+        /// One index into [`dynamic_map()`] a block.
         codes: Vec<u8>,
         /// One scale for each [`NESTED_BLOCK`] codes.
         nested: Vec<f32>,
@@ -161,15 +161,6 @@ impl Nf4Matrix {
     /// Number of columns.
     pub fn columns(&self) -> usize {
         self.columns
-    }
-
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> usize {
-        let scales = match &self.scales {
-            Scales::Plain(absmax) => size_of_val(&absmax[..]),
-            Scales::Double { codes, nested, .. } => codes.len() + size_of_val(&nested[..]) + size_of::<f32>(),
-        };
-        self.packed.len() + scales
     }
 
     /// The codes, two a byte.

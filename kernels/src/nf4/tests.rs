@@ -2,8 +2,9 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::cpu::{self, Level};
+use super::cpu;
 use super::*;
+use crate::fast_math::Level;
 
 // === what the tests share ===
 
@@ -171,7 +172,6 @@ fn a_serialised_linear_decodes() {
     let different = theirs.iter().zip(&ours).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
     assert!(different <= ours.len() / 100, "{different} of {} scales", ours.len());
     assert!(theirs.iter().zip(&ours).all(|(a, b)| (a - b).abs() < 0.02 * b));
-    assert_eq!(matrix.bytes(), 96 * 64 + 192 + 4 + 4);
 }
 
 // === parity ===

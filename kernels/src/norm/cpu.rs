@@ -42,7 +42,7 @@ pub(crate) fn backward_row(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, 
 }
 
 /// All rows of `x`, each as long as `weight`.
-pub fn forward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32) -> Vec<f32> {
+pub(crate) fn forward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut y = vec![0.0; x.len()];
     let block = rows_per_task(width) * width;
@@ -60,7 +60,7 @@ pub fn forward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32) -> Vec<f32> 
 }
 
 /// Gradient of the input.
-pub fn backward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, dy: &[f32]) -> Vec<f32> {
+pub(crate) fn backward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, dy: &[f32]) -> Vec<f32> {
     let width = weight.len();
     let mut dx = vec![0.0; x.len()];
     let block = rows_per_task(width) * width;
@@ -79,7 +79,7 @@ pub fn backward(x: &[f32], weight: &[f32], kind: Kind, epsilon: f32, dy: &[f32])
 }
 
 /// `w ⊙ normalised(o) ⊙ silu(z)` per value head, z read in place from the grouped projection.
-pub fn gated_forward(o: &[f32], qkvz: &[f32], weight: &[f32], groups: &HeadGroups, epsilon: f32) -> Vec<f32> {
+pub(crate) fn gated_forward(o: &[f32], qkvz: &[f32], weight: &[f32], groups: &HeadGroups, epsilon: f32) -> Vec<f32> {
     let (width, projection, head) = (groups.value_width(), groups.projection_width(), groups.value_dim);
     let mut y = vec![0.0; o.len()];
     let rows = rows_per_task(width);
@@ -106,7 +106,7 @@ pub fn gated_forward(o: &[f32], qkvz: &[f32], weight: &[f32], groups: &HeadGroup
 }
 
 /// Gradients of `o` and of the whole projection (zero outside of z).
-pub fn gated_backward(
+pub(crate) fn gated_backward(
     o: &[f32],
     qkvz: &[f32],
     weight: &[f32],

@@ -7,7 +7,7 @@
 //! The weights are frozen; the backward pass gives `dx = ρ·(s ⊙ dy) - x·ρ³·mean(s ⊙ dy ⊙ x)` with `s = w` or `1 + w`,
 //! and for the gated norm also the gradient of z.
 
-pub mod cpu;
+pub(crate) mod cpu;
 pub mod reference;
 
 use std::sync::Arc;
@@ -25,16 +25,6 @@ pub enum Kind {
     Plain,
     /// One plus the weight (Qwen3-Next).
     ZeroCentred,
-}
-
-/// `(1 + w) ⊙ x·ρ(x)` over the last dimension of `x`.
-pub fn zero_centred(x: &Tensor, weight: &Arc<[f32]>, epsilon: f32) -> Result<Tensor> {
-    rms(x, weight, Kind::ZeroCentred, epsilon)
-}
-
-/// `w ⊙ x·ρ(x)` over the last dimension of `x`.
-pub fn plain(x: &Tensor, weight: &Arc<[f32]>, epsilon: f32) -> Result<Tensor> {
-    rms(x, weight, Kind::Plain, epsilon)
 }
 
 /// The norm of the given kind over the last dimension of `x`.

@@ -2,10 +2,7 @@
 
 use super::Kind;
 use crate::conv::HeadGroups;
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
+use crate::fast_math::reference::sigmoid;
 
 fn factor(kind: Kind, weight: f64) -> f64 {
     match kind {

@@ -65,7 +65,7 @@ fn the_reference_gradients_are_derivatives() {
 fn gradients_arrive_at_variables_through_any_leading_shape() {
     let (x, w) = (uniform(2 * 3 * 8, 5), uniform(8, 6));
     let variable = Var::from_tensor(&Tensor::from_vec(narrow(&x), (2, 3, 8), &Device::Cpu).unwrap()).unwrap();
-    let y = zero_centred(variable.as_tensor(), &weight(&w), EPSILON as f32).unwrap();
+    let y = rms(variable.as_tensor(), &weight(&w), Kind::ZeroCentred, EPSILON as f32).unwrap();
     assert_eq!(y.dims(), [2, 3, 8]);
     let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let found = gradients.get(&variable).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -94,11 +94,11 @@ fn both_gradients_of_the_gated_norm_arrive() {
 #[test]
 fn wrong_shapes_are_refused() {
     let x = Tensor::zeros((2, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-    assert!(plain(&x, &weight(&[1.0; 7]), 1e-6).is_err());
-    assert!(plain(&x.to_dtype(candle_core::DType::F64).unwrap(), &weight(&[1.0; 8]), 1e-6).is_err());
+    assert!(rms(&x, &weight(&[1.0; 7]), Kind::Plain, 1e-6).is_err());
+    assert!(rms(&x.to_dtype(candle_core::DType::F64).unwrap(), &weight(&[1.0; 8]), Kind::Plain, 1e-6).is_err());
     let groups = HeadGroups { key_heads: 1, value_heads: 2, key_dim: 2, value_dim: 4 };
     let message = gated(&x, &x, &weight(&[1.0; 4]), &groups, 1e-6).unwrap_err().to_string();
     assert_eq!(message, "gated norm: qkvz: expected [2, 20], found [2, 8]");
     // A transposed view is not contiguous: an error, not wrong numbers.
-    assert!(plain(&x.t().unwrap(), &weight(&[1.0; 2]), 1e-6).is_err());
+    assert!(rms(&x.t().unwrap(), &weight(&[1.0; 2]), Kind::Plain, 1e-6).is_err());
 }

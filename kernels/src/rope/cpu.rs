@@ -25,7 +25,7 @@ fn rotate_back(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
 }
 
 /// `rotate(norm(x))` for every head; the result is dense, `[rows, heads · head_dim]`.
-pub fn forward(x: &[f32], rope: &HeadNormRope) -> Vec<f32> {
+pub(crate) fn forward(x: &[f32], rope: &HeadNormRope) -> Vec<f32> {
     let HeadShape { heads, head_dim, source_stride } = rope.shape;
     let (width, source_width) = (heads * head_dim, heads * source_stride);
     let mut y = vec![0.0; rope.positions.len() * width];
@@ -54,7 +54,7 @@ pub fn forward(x: &[f32], rope: &HeadNormRope) -> Vec<f32> {
 }
 
 /// Gradient of the source; zero outside of the heads.
-pub fn backward(x: &[f32], rope: &HeadNormRope, dy: &[f32]) -> Vec<f32> {
+pub(crate) fn backward(x: &[f32], rope: &HeadNormRope, dy: &[f32]) -> Vec<f32> {
     let HeadShape { heads, head_dim, source_stride } = rope.shape;
     let (width, source_width) = (heads * head_dim, heads * source_stride);
     let mut dx = vec![0.0; x.len()];
@@ -93,7 +93,7 @@ pub fn backward(x: &[f32], rope: &HeadNormRope, dy: &[f32]) -> Vec<f32> {
 }
 
 /// `attention ⊙ σ(gate)`, the gate being the second half of each head of the raw projection.
-pub fn gate_forward(attention: &[f32], raw: &[f32], head_dim: usize) -> Vec<f32> {
+pub(crate) fn gate_forward(attention: &[f32], raw: &[f32], head_dim: usize) -> Vec<f32> {
     let mut y = vec![0.0; attention.len()];
     let block = rows_per_task(head_dim) * head_dim;
     let tasks = y.par_chunks_mut(block).zip(attention.par_chunks(block)).zip(raw.par_chunks(2 * block));
@@ -114,7 +114,7 @@ pub fn gate_forward(attention: &[f32], raw: &[f32], head_dim: usize) -> Vec<f32>
 }
 
 /// Gradients of `attention` and of the raw projection (zero in the query halves).
-pub fn gate_backward(attention: &[f32], raw: &[f32], head_dim: usize, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn gate_backward(attention: &[f32], raw: &[f32], head_dim: usize, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut d_attention, mut d_raw) = (vec![0.0; attention.len()], vec![0.0; raw.len()]);
     let block = rows_per_task(head_dim) * head_dim;
     let outputs = d_attention.par_chunks_mut(block).zip(d_raw.par_chunks_mut(2 * block));

@@ -3,11 +3,10 @@
 //! * [`head_norm_rope`]: per head `rotate(norm(x))`. The rotation turns the first `rotary_dim` values of a head, as the
 //!   pairs `(x_i, x_{i + rotary_dim/2})`, by the angle `position · θ^(-2i / rotary_dim)`; the others pass. Its backward
 //!   pass is the rotation by the negative angle, then the norm's.
-//! * [`apply`]: the rotation alone.
 //! * [`sigmoid_gate`]: `attention ⊙ σ(gate)` with the gate taken from the raw query projection, where each head is
 //!   `query (head_dim) | gate (head_dim)`; `d attention = dy ⊙ σ`, `d gate = dy ⊙ attention ⊙ σ(1 - σ)`.
 
-pub mod cpu;
+mod cpu;
 pub mod reference;
 mod table;
 
@@ -68,12 +67,6 @@ pub fn head_norm_rope(x: &Tensor, rope: HeadNormRope) -> Result<Tensor> {
         return Err(Error::shape(PREPARE, "input", expected, x.dims()));
     }
     Ok(x.apply_op1(rope)?)
-}
-
-/// The rotation alone, on dense heads: `[rows, heads · head_dim]` to the same shape.
-pub fn apply(x: &Tensor, heads: usize, head_dim: usize, table: &RopeTable, positions: &Arc<[u32]>) -> Result<Tensor> {
-    let shape = HeadShape { heads, head_dim, source_stride: head_dim };
-    head_norm_rope(x, HeadNormRope { shape, norm: None, table: table.clone(), positions: positions.clone() })
 }
 
 /// `attention ⊙ σ(gate)`: `attention` is `[rows, heads · head_dim]`, `raw` the query projection

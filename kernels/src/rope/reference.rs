@@ -1,11 +1,8 @@
 //! The definition of head preparation (norm, then rotation) and of the output gate, in `f64`.
 
 use super::{HeadNormRope, HeadShape};
+use crate::fast_math::reference::sigmoid;
 use crate::norm;
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
 
 /// Rotates one head by its position's angles times `direction` (1 forward, -1 back).
 fn rotate(head: &mut [f64], rope: &HeadNormRope, row: usize, direction: f64) {

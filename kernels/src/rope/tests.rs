@@ -59,6 +59,12 @@ fn the_reference_gradients_are_derivatives() {
     assert_derivative("raw", &raw, &d_raw, |raw| dot(&reference::gate_forward(&attention, raw, 3), &dy));
 }
 
+/// The rotation alone, on dense heads.
+fn rotate(x: &Tensor, heads: usize, head_dim: usize, table: &RopeTable, positions: &Arc<[u32]>) -> Result<Tensor> {
+    let shape = HeadShape { heads, head_dim, source_stride: head_dim };
+    head_norm_rope(x, HeadNormRope { shape, norm: None, table: table.clone(), positions: positions.clone() })
+}
+
 /// Scores of rotated queries and keys depend only on the distance, and each document starts anew.
 #[test]
 fn rotation_is_relative_and_restarts_with_each_document() {
@@ -66,7 +72,7 @@ fn rotation_is_relative_and_restarts_with_each_document() {
     let positions: Arc<[u32]> = Documents::from_lengths(&[5, 3]).unwrap().positions().into();
     let one = narrow(&uniform(8, 1));
     let x = Tensor::from_vec(one.repeat(8), (8, 8), &Device::Cpu).unwrap();
-    let rows = apply(&x, 1, 8, &table, &positions).unwrap().to_vec2::<f32>().unwrap();
+    let rows = rotate(&x, 1, 8, &table, &positions).unwrap().to_vec2::<f32>().unwrap();
     let score = |a: usize, b: usize| -> f32 { rows[a].iter().zip(&rows[b]).map(|(x, y)| x * y).sum() };
     assert_eq!(rows[0], one);
     assert_eq!(rows[5], rows[0]);
@@ -101,11 +107,11 @@ fn wrong_shapes_and_positions_are_refused() {
     let table = RopeTable::new(8, 1e4, 16).unwrap();
     let positions: Arc<[u32]> = vec![0, 1].into();
     let x = Tensor::zeros((2, 16), DType::F32, &Device::Cpu).unwrap();
-    assert!(apply(&x, 2, 8, &table, &positions).is_ok());
-    assert!(apply(&x, 3, 8, &table, &positions).is_err());
-    assert!(apply(&x, 4, 4, &table, &positions).is_err());
-    assert!(apply(&x, 2, 8, &table, &vec![0].into()).is_err());
-    let message = apply(&x, 2, 8, &table, &vec![0, 16].into()).unwrap_err().to_string();
+    assert!(rotate(&x, 2, 8, &table, &positions).is_ok());
+    assert!(rotate(&x, 3, 8, &table, &positions).is_err());
+    assert!(rotate(&x, 4, 4, &table, &positions).is_err());
+    assert!(rotate(&x, 2, 8, &table, &vec![0].into()).is_err());
+    let message = rotate(&x, 2, 8, &table, &vec![0, 16].into()).unwrap_err().to_string();
     assert_eq!(message, "head norm and rope: position 16 is outside of a table of 16 positions");
     assert!(sigmoid_gate(&x, &x, 2, 8).is_err());
     assert!(sigmoid_gate(&x, &x, 0, 0).is_err());

@@ -36,7 +36,7 @@ pub(crate) fn backward_into(gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [
 }
 
 /// `silu(gate) ⊙ up`.
-pub fn forward(gate: &[f32], up: &[f32]) -> Vec<f32> {
+pub(crate) fn forward(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; gate.len()];
     let block = rows_per_task(1);
     let tasks = out.par_chunks_mut(block).zip(gate.par_chunks(block)).zip(up.par_chunks(block));
@@ -45,7 +45,7 @@ pub fn forward(gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 /// Gradients of `gate` and `up`.
-pub fn backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut d_gate, mut d_up) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
     let block = rows_per_task(1);
     let outputs = d_gate.par_chunks_mut(block).zip(d_up.par_chunks_mut(block));
@@ -55,7 +55,7 @@ pub fn backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// `σ(g_row) · y_row`; `y` has `g.len()` rows of `width` values.
-pub fn scale_forward(y: &[f32], g: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn scale_forward(y: &[f32], g: &[f32], width: usize) -> Vec<f32> {
     let mut out = vec![0.0; y.len()];
     let rows = rows_per_task(width);
     let tasks = out.par_chunks_mut(rows * width).zip(y.par_chunks(rows * width)).zip(g.par_chunks(rows));
@@ -76,7 +76,7 @@ pub fn scale_forward(y: &[f32], g: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// Gradients of `y` and `g`.
-pub fn scale_backward(y: &[f32], g: &[f32], upstream: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn scale_backward(y: &[f32], g: &[f32], upstream: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut d_y, mut d_g) = (vec![0.0; y.len()], vec![0.0; g.len()]);
     let rows = rows_per_task(width);
     let outputs = d_y.par_chunks_mut(rows * width).zip(d_g.par_chunks_mut(rows));

@@ -4,7 +4,7 @@
 //!   silu(gate)`.
 //! * [`scale_rows`]: `out_row = σ(g_row)·y_row`; `d y = σ·dout`, `d g = σ(1 - σ)·(y · dout)`.
 
-pub mod cpu;
+pub(crate) mod cpu;
 pub mod reference;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};

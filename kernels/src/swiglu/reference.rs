@@ -1,8 +1,6 @@
 //! The definition of the gated activation and of the sigmoid row scale, in `f64`.
 
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
+use crate::fast_math::reference::sigmoid;
 
 /// `silu(gate) ⊙ up`.
 pub fn forward(gate: &[f64], up: &[f64]) -> Vec<f64> {

@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Tells temporary files of one process apart.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
+/// Names tried for a temporary file.
+const MAX_NAMES: usize = 10_000;
+
 /// Replaces `path` by a file with these bytes. After an error `path` is what it was before.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes))
@@ -20,30 +23,65 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Replaces `path` by what `fill` writes, for content that need not be in memory whole.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    let temporary = temporary_beside(path)?;
-    let outcome = fill_and_sync(&temporary, fill).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = outcome {
-        // The file may not even have been made; the first error is the one that counts.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::io("cannot write", path)(error));
+    replace([Pending::write(path, fill)?])
+}
+
+/// A file that is whole and on disk, still under a temporary name; gone when it is dropped before [`replace`] took it.
+#[derive(Debug)]
+pub struct Pending {
+    path: PathBuf,
+    temporary: PathBuf,
+    renamed: bool,
+}
+
+/// Gives files their names, in this order, so that the last one is there only if all are. Where writing one of several
+/// fails, none was touched.
+pub fn replace<const N: usize>(mut files: [Pending; N]) -> Result<()> {
+    for file in &mut files {
+        fs::rename(&file.temporary, &file.path).map_err(Error::io("cannot write", &file.path))?;
+        file.renamed = true;
     }
-    sync_folder(path)
+    files.iter().try_for_each(|file| sync_folder(&file.path))
 }
 
-fn fill_and_sync(temporary: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
-    fill(&mut file)?;
-    file.sync_all()
+// === impl Pending ===
+
+impl Pending {
+    /// Writes and syncs what is to become `path`.
+    pub fn write(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Self> {
+        let (temporary, mut file) = create_beside(path)?;
+        let pending = Self { path: path.to_owned(), temporary, renamed: false };
+        fill(&mut file).and_then(|()| file.sync_all()).map_err(Error::io("cannot write", path))?;
+        Ok(pending)
+    }
 }
 
-/// A name in the same folder that no other writer uses: process and counter tell them apart, `create_new` makes sure.
-fn temporary_beside(path: &Path) -> Result<PathBuf> {
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // The error that counts is the one before.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Creates a file in the same folder under a name that no other writer uses: process and counter tell them apart, and
+/// where that is not enough (process numbers of other machines, files that a killed process left) the counter goes on.
+fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
     let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}-{count}.tmp", process::id()));
-    Ok(path.with_file_name(temporary))
+    for _ in 0..MAX_NAMES {
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}-{count}.tmp", process::id()));
+        let temporary = path.with_file_name(temporary);
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => return Ok((temporary, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io("cannot write", path)(error)),
+        }
+    }
+    Err(Error::file(path, format!("cannot be written: {MAX_NAMES} temporary files stand beside it; remove them")))
 }
 
 /// Makes the rename itself durable. Windows cannot open folders, and needs no such call.
@@ -93,6 +131,49 @@ mod tests {
         assert_eq!(names(folder.path()), ["a.json"]);
         assert!(write(&folder.path().join("missing/a.json"), b"x").is_err());
         assert!(write(Path::new("/"), b"x").is_err());
+    }
+
+    #[test]
+    fn of_several_files_none_is_touched_where_one_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
+        write(&first, b"old").unwrap();
+        let both = |fail: bool| -> Result<()> {
+            let one = Pending::write(&first, |file| file.write_all(b"new"))?;
+            let two = Pending::write(&second, |_| if fail { Err(io::Error::other("disk full")) } else { Ok(()) })?;
+            replace([one, two])
+        };
+        assert!(both(true).unwrap_err().to_string().contains("b: disk full"));
+        assert_eq!(fs::read(&first).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["a"]);
+        both(false).unwrap();
+        assert_eq!(fs::read(&first).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn where_one_name_cannot_be_taken_those_after_it_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let names_wanted = ["a", "b", "c"].map(|name| folder.path().join(name));
+        fs::create_dir(&names_wanted[1]).unwrap();
+        let files = names_wanted.each_ref().map(|path| Pending::write(path, |file| file.write_all(b"new")).unwrap());
+        assert!(replace(files).is_err());
+        assert_eq!(names(folder.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let next = COUNTER.load(Ordering::Relaxed);
+        // Other tests move the counter too.
+        let left: Vec<PathBuf> = (next..next + 500)
+            .map(|count| folder.path().join(format!(".a.json.{}-{count}.tmp", process::id())))
+            .collect();
+        left.iter().for_each(|path| fs::write(path, b"left").unwrap());
+        let path = folder.path().join("a.json");
+        write(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert!(left.iter().all(|path| fs::read(path).unwrap() == b"left"));
     }
 
     #[test]

@@ -170,6 +170,4 @@ pub struct MoeConfig {
     pub shared_intermediate_size: Option<usize>,
     /// Weight of the load-balancing loss when it is on.
     pub aux_loss_coefficient: f64,
-    /// The file switches the load-balancing loss on (`output_router_logits`).
-    pub aux_loss: bool,
 }

@@ -256,7 +256,6 @@ fn moe(fields: &mut Fields, family: Family) -> MoeConfig {
             |coefficient| coefficient >= 0.0,
             "a number of at least 0",
         ),
-        aux_loss: fields.flag("output_router_logits", false),
     }
 }
 

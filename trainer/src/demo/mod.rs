@@ -20,8 +20,9 @@ const TOKENIZER_CONFIG: &[u8] = include_bytes!("tokenizer_config.json");
 
 /// Writes the base model: configuration, weights, tokenizer and chat template. Files that are there already stay untouched.
 pub fn write_model(folder: &Path) -> Result<()> {
+    let tokenizer = tokenizer()?;
     write_tokenizer(folder)?;
-    write_once(&folder.join("model.safetensors"), &model::weights()?)?;
+    write_once(&folder.join("model.safetensors"), &model::weights(|id| tokenizer.id_to_token(id))?)?;
     write_once(&folder.join("config.json"), &model::config())
 }
 

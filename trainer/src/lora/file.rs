@@ -1,7 +1,6 @@
 //! Writing an adapter's two files, in the dialect of either generation of transformers.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Entry, Layout};
 use super::{AdapterTensors, LoraPlan, ModuleLora, peft};
+use crate::artifacts::atomic::{self, Pending};
 use crate::config::ModelConfig;
 use crate::{Error, Result};
 
@@ -80,14 +80,14 @@ pub fn write(
     });
     std::fs::create_dir_all(dir).map_err(Error::io("cannot create", dir))?;
     let header = header(&layout.entries, format.dtype)?;
+    let values = Pending::write(&dir.join(TENSORS_FILE), |file| {
+        let mut file = BufWriter::new(file);
+        write_tensors(&mut file, &header, &layout.entries, format.dtype)?;
+        file.flush()
+    })?;
+    let description = Pending::write(&dir.join(CONFIG_FILE), |file| file.write_all(description.as_bytes()))?;
     // The description comes last: a folder that has it has everything.
-    replace(
-        dir,
-        &[
-            (TENSORS_FILE, &|file| write_tensors(file, &header, &layout.entries, format.dtype)),
-            (CONFIG_FILE, &|file| file.write_all(description.as_bytes())),
-        ],
-    )
+    atomic::replace([values, description])
 }
 
 /// The tensors are those of the plan, of its shapes, and finite as they will stand on disk.
@@ -148,7 +148,7 @@ fn header(entries: &[Entry], dtype: AdapterDtype) -> Result<Vec<u8>> {
     Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
 }
 
-fn write_tensors(file: &mut dyn Write, header: &[u8], entries: &[Entry], dtype: AdapterDtype) -> std::io::Result<()> {
+fn write_tensors(file: &mut impl Write, header: &[u8], entries: &[Entry], dtype: AdapterDtype) -> std::io::Result<()> {
     file.write_all(header)?;
     for entry in entries {
         let values = entry.values();
@@ -159,35 +159,4 @@ fn write_tensors(file: &mut dyn Write, header: &[u8], entries: &[Entry], dtype: 
         file.write_all(&bytes)?;
     }
     Ok(())
-}
-
-type Content<'a> = &'a dyn Fn(&mut dyn Write) -> std::io::Result<()>;
-
-/// Writes all files under temporary names, then renames them in order; on failure no temporary file stays.
-fn replace(dir: &Path, files: &[(&str, Content)]) -> Result<()> {
-    let temporary = |name: &str| dir.join(format!(".{name}.partial"));
-    let written = files.iter().try_for_each(|(name, content)| {
-        let path = temporary(name);
-        write_whole(&path, content).map_err(Error::io("cannot write", path))
-    });
-    let renamed = written.and_then(|()| {
-        for (name, _) in files {
-            let path = dir.join(name);
-            std::fs::rename(temporary(name), &path).map_err(Error::io("cannot write", path))?;
-        }
-        File::open(dir).and_then(|folder| folder.sync_all()).map_err(Error::io("cannot write", dir))
-    });
-    if renamed.is_err() {
-        for (name, _) in files {
-            // Whatever is left; the error that counts is the first one.
-            let _ = std::fs::remove_file(temporary(name));
-        }
-    }
-    renamed
-}
-
-fn write_whole(path: &Path, content: Content) -> std::io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    content(&mut file)?;
-    file.into_inner().map_err(|error| error.into_error())?.sync_all()
 }

@@ -6,19 +6,31 @@
 //!
 //! `gate` and `up` of rank `r` become one pair of rank `R = 2r`: their `A` stacked, their `B` on the diagonal of blocks.
 
-use super::{Adapter, EXPERTS, Matrix, is_routed_expert};
+use std::ops::Range;
+
+use super::{Adapter, Matrix};
 use crate::config::{MlpKind, ModelConfig};
-use crate::weights::expected_tensors;
+use crate::weights::{PROJECTIONS, TensorSpec, expert_list, is_routed_expert};
 
 /// The parameter that holds gate and up of all experts.
 pub(super) const GATE_UP: &str = "gate_up_proj";
 /// The parameter that holds down of all experts.
 pub(super) const DOWN: &str = "down_proj";
-/// PEFT wraps a module once for each adapted parameter, one wrapper round the other, `gate_up_proj` first. This is the
-/// outer wrapper, or the only one.
-pub(super) const OUTER: &str = "mlp.experts";
-/// The inner of two wrappers.
-pub(super) const INNER: &str = "mlp.experts.base_layer";
+/// Which of [`PROJECTIONS`] the first holds.
+pub(super) const OF_GATE_UP: Range<usize> = 0..2;
+/// Which of [`PROJECTIONS`] the second holds.
+pub(super) const OF_DOWN: Range<usize> = 2..3;
+
+/// The path of a parameter of a layer's experts.
+pub(super) fn parameter(list: &str, name: &str) -> String {
+    format!("{list}.{name}")
+}
+
+/// PEFT wraps a module once for each adapted parameter, one wrapper round the other, `gate_up_proj` first. The outer
+/// wrapper, or the only one, has the path of the experts; this is the inner one of two.
+pub(super) fn inner_wrapper(list: &str) -> String {
+    format!("{list}.base_layer")
+}
 
 /// What PEFT adapts for a linear that is no routed expert's: a module, or the parameter of one.
 ///
@@ -26,7 +38,7 @@ pub(super) const INNER: &str = "mlp.experts.base_layer";
 /// them, and leaves a shared expert or a dense MLP without an adapter, silently. As parameters they are what they say.
 pub(super) fn target_name(path: &str) -> String {
     let leaf = path.rsplit('.').next().unwrap_or(path);
-    match ["gate_proj", "up_proj", "down_proj", "gate"].contains(&leaf) {
+    match PROJECTIONS.contains(&leaf) || leaf == "gate" {
         true => format!("{path}.weight"),
         false => path.to_owned(),
     }
@@ -43,21 +55,22 @@ pub(super) struct Names {
 // === impl Names ===
 
 impl Names {
-    pub(super) fn of(config: &ModelConfig) -> Self {
-        let tensors = expected_tensors(config).into_iter().map(|tensor| tensor.name);
-        let mut parameters: Vec<String> = tensors.filter(|name| !is_routed_expert(name)).collect();
-        let modules = parameters.iter().filter_map(|name| name.strip_suffix(".weight").map(str::to_owned)).collect();
-        for layer in sparse_layers(config) {
-            parameters.extend([GATE_UP, DOWN].map(|parameter| format!("{layer}{EXPERTS}{parameter}")));
+    pub(super) fn of(config: &ModelConfig, tensors: &[TensorSpec]) -> Self {
+        let is_kept = |tensor: &&TensorSpec| !tensor.module().is_some_and(is_routed_expert);
+        let kept: Vec<&TensorSpec> = tensors.iter().filter(is_kept).collect();
+        let modules = kept.iter().filter_map(|tensor| tensor.module().map(str::to_owned)).collect();
+        let mut parameters: Vec<String> = kept.iter().map(|tensor| tensor.name.clone()).collect();
+        for list in expert_lists(config) {
+            parameters.extend([GATE_UP, DOWN].map(|name| parameter(&list, name)));
         }
         Self { modules, parameters }
     }
 }
 
-/// The paths of the layers with experts.
-pub(super) fn sparse_layers(config: &ModelConfig) -> impl Iterator<Item = String> + '_ {
+/// The paths of all layers' experts.
+pub(super) fn expert_lists(config: &ModelConfig) -> impl Iterator<Item = String> + '_ {
     let sparse = config.layers.iter().enumerate().filter(|(_, layer)| layer.mlp == MlpKind::Sparse);
-    sparse.map(|(number, _)| format!("model.layers.{number}"))
+    sparse.map(|(number, _)| expert_list(number))
 }
 
 /// The parts of one fused parameter for one expert, top to bottom: gate and up, or down alone.

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
 use super::fused::{self, Parts};
 use super::peft::Target;
-use super::{AdapterTensors, EXPERTS, LoraPlan, Matrix, ModuleLora, cover};
+use super::{AdapterTensors, LoraPlan, Matrix, ModuleLora, cover};
 use crate::config::ModelConfig;
-use crate::weights::expected_tensors;
+use crate::weights::{ExpertPath, PROJECTIONS, TensorSpec, expected_tensors};
 use crate::{Error, Result};
 
 /// What PEFT puts before every module path.
@@ -53,8 +54,8 @@ pub(super) struct Layout<'a> {
 impl<'a> Layout<'a> {
     /// A pair of matrices for each adapted linear.
     pub(super) fn per_expert(config: &ModelConfig, plan: &LoraPlan, tensors: &'a AdapterTensors) -> Self {
-        let tensor_names = expected_tensors(config);
-        let universe = tensor_names.iter().filter_map(|tensor| tensor.name.strip_suffix(".weight"));
+        let expected = expected_tensors(config);
+        let universe = expected.iter().filter_map(TensorSpec::module);
         let chosen: Vec<&str> = plan.modules.iter().map(|module| module.path.as_str()).collect();
         let mut layout = Self { target_modules: cover::suffixes(&chosen, universe), ..Self::default() };
         for module in &plan.modules {
@@ -66,23 +67,23 @@ impl<'a> Layout<'a> {
     /// Routed experts as two parameters per layer.
     pub(super) fn fused(config: &ModelConfig, plan: &LoraPlan, tensors: &'a AdapterTensors) -> Result<Self> {
         let mut layout = Self::default();
-        let mut experts = BTreeMap::<&str, BTreeMap<&str, &ModuleLora>>::new();
+        let mut experts = BTreeMap::<&str, ExpertModules>::new();
         for module in &plan.modules {
-            match module.path.split_once(EXPERTS) {
-                Some((layer, expert)) => {
-                    experts.entry(layer).or_default().insert(expert, module);
+            match ExpertPath::parse(&module.path) {
+                Some(ExpertPath { list, expert, projection }) => {
+                    experts.entry(list).or_default().insert((expert, projection), module);
                 }
                 None => layout.module(module, fused::target_name(&module.path), tensors),
             }
         }
-        for (layer, modules) in experts {
-            let fuse = |projections: &[&str]| join(config.moe.experts, layer, &modules, projections, plan, tensors);
-            let (gate_up, down) = (fuse(&["gate_proj", "up_proj"])?, fuse(&["down_proj"])?);
-            let inner = if down.is_some() { fused::INNER } else { fused::OUTER };
-            layout.joined(layer, inner, fused::GATE_UP, gate_up);
-            layout.joined(layer, fused::OUTER, fused::DOWN, down);
+        for (list, modules) in experts {
+            let fuse = |projections: Range<usize>| join(config.moe.experts, list, &modules, projections, plan, tensors);
+            let (gate_up, down) = (fuse(fused::OF_GATE_UP)?, fuse(fused::OF_DOWN)?);
+            let inner = if down.is_some() { fused::inner_wrapper(list) } else { list.to_owned() };
+            layout.joined(inner, fused::parameter(list, fused::GATE_UP), gate_up);
+            layout.joined(list.to_owned(), fused::parameter(list, fused::DOWN), down);
         }
-        let names = fused::Names::of(config);
+        let names = fused::Names::of(config, &expected_tensors(config));
         layout.target_modules = layout.cover(&names.modules);
         layout.target_parameters = layout.cover(&names.parameters);
         Ok(layout)
@@ -102,15 +103,14 @@ impl<'a> Layout<'a> {
         self.targets.push(Target { name, rank: module.rank, alpha: module.alpha });
     }
 
-    fn joined(&mut self, layer: &str, wrapper: &str, parameter: &str, joined: Option<Joined<'a>>) {
+    fn joined(&mut self, wrapper: String, name: String, joined: Option<Joined<'a>>) {
         let Some(Joined { experts, rank, alpha }) = joined else { return };
         let inputs = experts[0][0].a.columns;
         let outputs = experts[0].iter().map(|part| part.b.rows).sum();
         let all_ranks = rank * experts.len();
-        let path = format!("{layer}.{wrapper}");
-        self.entry(&path, "lora_A", [all_ranks, inputs], Source::JoinedA(experts.clone()));
-        self.entry(&path, "lora_B", [outputs, all_ranks], Source::JoinedB(experts));
-        self.targets.push(Target { name: format!("{layer}{EXPERTS}{parameter}"), rank, alpha });
+        self.entry(&wrapper, "lora_A", [all_ranks, inputs], Source::JoinedA(experts.clone()));
+        self.entry(&wrapper, "lora_B", [outputs, all_ranks], Source::JoinedB(experts));
+        self.targets.push(Target { name, rank, alpha });
     }
 
     fn entry(&mut self, path: &str, matrix: &str, shape: [usize; 2], source: Source<'a>) {
@@ -130,25 +130,27 @@ struct Joined<'a> {
     alpha: f64,
 }
 
+/// The adapted modules of a layer's experts, by expert and projection.
+type ExpertModules<'a> = BTreeMap<(usize, usize), &'a ModuleLora>;
+
 /// The experts' adapters of these projections; nothing where none is adapted, an error where only some are.
 fn join<'a>(
     count: usize,
-    layer: &str,
-    modules: &BTreeMap<&str, &ModuleLora>,
-    projections: &[&str],
+    list: &str,
+    modules: &ExpertModules,
+    projections: Range<usize>,
     plan: &LoraPlan,
     tensors: &'a AdapterTensors,
 ) -> Result<Option<Joined<'a>>> {
-    let wanted = |expert: usize| projections.iter().map(move |projection| format!("{expert}.{projection}"));
-    let found: Vec<&ModuleLora> =
-        (0..count).flat_map(wanted).filter_map(|name| modules.get(name.as_str()).copied()).collect();
+    let wanted = (0..count).flat_map(|expert| projections.clone().map(move |projection| (expert, projection)));
+    let found: Vec<&ModuleLora> = wanted.filter_map(|place| modules.get(&place).copied()).collect();
     let Some(first) = found.first() else { return Ok(None) };
     let alike = found.iter().all(|module| module.rank == first.rank && module.alpha == first.alpha);
     if found.len() != count * projections.len() || !alike {
         return Err(Error::Invalid(format!(
-            "adapter dialect fused: {layer}.mlp.experts: transformers 5 holds {} of all experts as one parameter, so all \
+            "adapter dialect fused: {list}: transformers 5 holds {} of all experts as one parameter, so all \
              or none of them must be adapted, with one rank and alpha; found {} of {} adapted{}",
-            projections.join(" and "),
+            PROJECTIONS[projections.clone()].join(" and "),
             found.len(),
             count * projections.len(),
             if alike { "" } else { ", with different ranks or alphas" }

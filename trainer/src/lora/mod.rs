@@ -22,7 +22,7 @@ pub use targets::{TargetSet, resolve};
 pub use tensors::{Adapter, AdapterTensors, Matrix};
 
 use crate::config::ModelConfig;
-use crate::weights::{TensorKind, TensorSpec, expected_tensors};
+use crate::weights::{TensorKind, TensorSpec, is_routed_expert};
 use crate::{Error, Result};
 
 /// The largest rank.
@@ -72,6 +72,24 @@ pub struct LoraPlan {
     pub options: LoraOptions,
     /// The adapted linears.
     pub modules: Vec<ModuleLora>,
+}
+
+// === impl LoraPlan ===
+
+impl LoraPlan {
+    /// What whoever uses the adapter should know of it; nothing as a rule.
+    pub fn warnings(&self) -> Vec<String> {
+        let experts = self.modules.iter().filter(|module| is_routed_expert(&module.path));
+        let rank = self.options.rank;
+        match experts.map(|module| module.rank).max() {
+            Some(largest) if largest > rank => vec![format!(
+                "expert_rank {largest} is above lora_rank {rank}: inference servers that size their buffers by `r` \
+                 ({rank} in adapter_config.json) cannot hold the experts' matrices; PEFT can. Choose an expert_rank of \
+                 at most lora_rank, or a larger lora_rank, if the adapter is to be served"
+            )],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Decides rank and scale of every linear that `options` adapts.
@@ -126,14 +144,13 @@ pub(crate) struct Linear {
 // === impl Linear ===
 
 impl Linear {
-    fn from_tensor(tensor: TensorSpec) -> Option<Self> {
-        let path = tensor.name.strip_suffix(".weight").filter(|_| tensor.kind == TensorKind::Linear)?;
-        Some(Self { path: path.to_owned(), inputs: tensor.shape[1], outputs: tensor.shape[0] })
-    }
-
-    /// Every linear of the model, in the order of its modules.
-    fn all(config: &ModelConfig) -> Vec<Self> {
-        expected_tensors(config).into_iter().filter_map(Self::from_tensor).collect()
+    /// Every linear among the tensors of a model, in the order of its modules.
+    fn among(tensors: &[TensorSpec]) -> Vec<Self> {
+        let linear = |tensor: &TensorSpec| {
+            let path = tensor.module().filter(|_| tensor.kind == TensorKind::Linear)?;
+            Some(Self { path: path.to_owned(), inputs: tensor.shape[1], outputs: tensor.shape[0] })
+        };
+        tensors.iter().filter_map(linear).collect()
     }
 
     fn adapted(self, rank: usize, alpha: f64, use_rslora: bool) -> ModuleLora {
@@ -145,11 +162,4 @@ impl Linear {
 /// PEFT's rule.
 fn scale(rank: usize, alpha: f64, use_rslora: bool) -> f64 {
     alpha / if use_rslora { (rank as f64).sqrt() } else { rank as f64 }
-}
-
-/// What stands between a sparse block's path and the number of a routed expert.
-const EXPERTS: &str = ".mlp.experts.";
-
-fn is_routed_expert(path: &str) -> bool {
-    path.contains(EXPERTS)
 }

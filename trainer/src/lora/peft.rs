@@ -28,7 +28,7 @@ pub(super) struct Target {
     pub(super) alpha: f64,
 }
 
-/// What [`write`] needs beside the targets themselves.
+/// What [`write()`] needs beside the targets themselves.
 #[derive(Debug)]
 pub(super) struct Written<'a> {
     pub(super) base_model: &'a str,

@@ -5,15 +5,13 @@ use std::path::Path;
 
 use super::cover::ends;
 use super::file::{CONFIG_FILE, TENSORS_FILE};
-use super::fused::{self, DOWN, GATE_UP, INNER, OUTER};
+use super::fused::{self, DOWN, GATE_UP, OF_DOWN, OF_GATE_UP};
 use super::layout::{PREFIX, key};
 use super::peft::{PeftConfig, Target};
 use super::targets::HEAD;
-use super::{
-    Adapter, AdapterTensors, EXPERTS, Linear, LoraOptions, LoraPlan, Matrix, TargetSet, cover, is_routed_expert,
-};
+use super::{Adapter, AdapterTensors, Linear, LoraOptions, LoraPlan, Matrix, TargetSet, cover};
 use crate::config::ModelConfig;
-use crate::weights::{SafetensorsFile, Stored, expected_tensors, floats};
+use crate::weights::{ExpertPath, SafetensorsFile, Stored, TensorSpec, expected_tensors, floats, is_routed_expert};
 use crate::{Error, Result};
 
 /// Reads the adapter in `dir`, which must be one for the model of `config`.
@@ -23,12 +21,13 @@ use crate::{Error, Result};
 pub fn read(dir: &Path, config: &ModelConfig) -> Result<(LoraPlan, AdapterTensors)> {
     let path = dir.join(CONFIG_FILE);
     let description = PeftConfig::read(&path)?;
-    let pairs = pairs(config, &description);
+    let tensors = expected_tensors(config);
+    let pairs = pairs(config, &tensors, &description);
     if pairs.is_empty() {
         return Err(Error::file(path, "target_modules and target_parameters match nothing in this model"));
     }
     let found = read_pairs(dir.join(TENSORS_FILE), config, pairs)?;
-    Ok(assemble(config, &description, split(config, description.use_rslora, found)))
+    Ok(assemble(&tensors, &description, split(config, description.use_rslora, found)))
 }
 
 /// A pair of matrices that the file must hold.
@@ -44,9 +43,9 @@ struct Pair {
 /// What a pair adapts.
 enum Holds {
     Linear,
-    /// Gate and up of all experts of the layer at this path.
+    /// Gate and up of all experts of the list at this path.
     GateUp(String),
-    /// Down of all experts of the layer at this path.
+    /// Down of all experts of the list at this path.
     Down(String),
 }
 
@@ -61,11 +60,11 @@ impl Pair {
 }
 
 /// Everything the description adapts in this model.
-fn pairs(config: &ModelConfig, description: &PeftConfig) -> Vec<Pair> {
+fn pairs(config: &ModelConfig, tensors: &[TensorSpec], description: &PeftConfig) -> Vec<Pair> {
     let is_fused = !description.target_parameters.is_empty();
     let is_target = |parameter: &str| ends(parameter).any(|end| description.target_parameters.contains(end));
     let mut pairs = Vec::new();
-    for Linear { path, inputs, outputs } in Linear::all(config) {
+    for Linear { path, inputs, outputs } in Linear::among(tensors) {
         if is_fused && is_routed_expert(&path) {
             continue;
         }
@@ -81,15 +80,14 @@ fn pairs(config: &ModelConfig, description: &PeftConfig) -> Vec<Pair> {
         return pairs;
     }
     let (hidden, width) = (config.hidden_size, config.moe.intermediate_size);
-    for layer in fused::sparse_layers(config) {
-        let [gate_up, down] = [GATE_UP, DOWN].map(|parameter| format!("{layer}{EXPERTS}{parameter}"));
-        let inner = if is_target(&down) { INNER } else { OUTER };
-        for (name, wrapper, inputs, outputs, holds) in [
-            (gate_up, inner, hidden, 2 * width, Holds::GateUp(layer.clone())),
-            (down, OUTER, width, hidden, Holds::Down(layer.clone())),
+    for list in fused::expert_lists(config) {
+        let [gate_up, down] = [GATE_UP, DOWN].map(|name| fused::parameter(&list, name));
+        let inner = if is_target(&down) { fused::inner_wrapper(&list) } else { list.clone() };
+        for (name, path, inputs, outputs, holds) in [
+            (gate_up, inner, hidden, 2 * width, Holds::GateUp(list.clone())),
+            (down, list.clone(), width, hidden, Holds::Down(list)),
         ] {
             if is_target(&name) {
-                let path = format!("{layer}.{wrapper}");
                 pairs.push(Pair { path, target: description.target(&name), inputs, outputs, holds });
             }
         }
@@ -158,13 +156,13 @@ fn split(config: &ModelConfig, use_rslora: bool, found: Vec<(Pair, Adapter)>) ->
             Holds::Linear => {
                 modules.insert(pair.path, (adapter, alpha));
             }
-            Holds::Down(layer) => {
+            Holds::Down(list) => {
                 for expert in 0..experts {
-                    let adapter = fused::expert(&adapter, experts, expert);
-                    modules.insert(format!("{layer}{EXPERTS}{expert}.down_proj"), (adapter, alpha));
+                    let path = ExpertPath { list: &list, expert, projection: OF_DOWN.start };
+                    modules.insert(path.to_string(), (fused::expert(&adapter, experts, expert), alpha));
                 }
             }
-            Holds::GateUp(layer) => {
+            Holds::GateUp(list) => {
                 // Half the rank at the same scale.
                 let shrink = match (halves, use_rslora) {
                     (false, _) => 1.0,
@@ -172,9 +170,11 @@ fn split(config: &ModelConfig, use_rslora: bool, found: Vec<(Pair, Adapter)>) ->
                     (true, true) => std::f64::consts::SQRT_2,
                 };
                 for expert in 0..experts {
-                    let [gate, up] = fused::split_gate_up(&fused::expert(&adapter, experts, expert), halves);
-                    modules.insert(format!("{layer}{EXPERTS}{expert}.gate_proj"), (gate, alpha / shrink));
-                    modules.insert(format!("{layer}{EXPERTS}{expert}.up_proj"), (up, alpha / shrink));
+                    let pair = fused::split_gate_up(&fused::expert(&adapter, experts, expert), halves);
+                    for (projection, adapter) in OF_GATE_UP.zip(pair) {
+                        let path = ExpertPath { list: &list, expert, projection };
+                        modules.insert(path.to_string(), (adapter, alpha / shrink));
+                    }
                 }
             }
         }
@@ -184,13 +184,13 @@ fn split(config: &ModelConfig, use_rslora: bool, found: Vec<(Pair, Adapter)>) ->
 
 /// The plan of these adapters, in the order of the model's modules.
 fn assemble(
-    config: &ModelConfig,
+    expected: &[TensorSpec],
     description: &PeftConfig,
     mut found: HashMap<String, (Adapter, f64)>,
 ) -> (LoraPlan, AdapterTensors) {
     let mut modules = Vec::new();
     let mut tensors = AdapterTensors::new();
-    for linear in Linear::all(config) {
+    for linear in Linear::among(expected) {
         if let Some((adapter, alpha)) = found.remove(&linear.path) {
             tensors.insert(linear.path.clone(), adapter);
             let rank = tensors[&linear.path].a.rows;
@@ -198,8 +198,7 @@ fn assemble(
         }
     }
     let chosen: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
-    let names = expected_tensors(config);
-    let targets = cover::suffixes(&chosen, names.iter().filter_map(|tensor| tensor.name.strip_suffix(".weight")));
+    let targets = cover::suffixes(&chosen, expected.iter().filter_map(TensorSpec::module));
     let expert_ranks: HashSet<usize> =
         modules.iter().filter(|module| is_routed_expert(&module.path)).map(|module| module.rank).collect();
     let options = LoraOptions {

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::Linear;
 use super::cover::ends;
-use super::{Linear, is_routed_expert};
 use crate::config::ModelConfig;
-use crate::weights::expected_tensors;
+use crate::weights::{PROJECTIONS, TensorSpec, expected_tensors, is_routed_expert};
 use crate::{Error, Result};
 
 /// PEFT's word for every linear except the head.
@@ -18,8 +18,6 @@ const MAX_NAMES: usize = 1 << 17;
 pub(super) const HEAD: &str = "lm_head";
 /// The projections of softmax attention.
 const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
-/// The projections of a SwiGLU.
-const SWIGLU: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// A set of linears to adapt; in JSON the name of a set or a list of module names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,13 +91,15 @@ pub fn resolve(config: &ModelConfig, targets: &TargetSet) -> Result<Vec<String>>
 }
 
 pub(super) fn resolve_linears(config: &ModelConfig, targets: &TargetSet) -> Result<Vec<Linear>> {
+    let tensors = expected_tensors(config);
+    let linears = Linear::among(&tensors);
     if let TargetSet::Named(names) = targets {
-        return named(config, names);
+        return named(linears, names, &tensors);
     }
     let chosen = |path: &str| {
         let leaf = leaf(path);
         let attention = ATTENTION.contains(&leaf);
-        let swiglu = SWIGLU.contains(&leaf);
+        let swiglu = PROJECTIONS.contains(&leaf);
         // `swiglu` without routed experts is the shared expert or a dense MLP.
         let default = attention || ["in_proj_qkvz", "out_proj"].contains(&leaf) || (swiglu && !is_routed_expert(path));
         match targets {
@@ -111,15 +111,14 @@ pub(super) fn resolve_linears(config: &ModelConfig, targets: &TargetSet) -> Resu
             TargetSet::Named(_) => false,
         }
     };
-    let linears: Vec<_> = Linear::all(config).into_iter().filter(|linear| chosen(&linear.path)).collect();
+    let linears: Vec<_> = linears.into_iter().filter(|linear| chosen(&linear.path)).collect();
     if linears.is_empty() {
         return Err(Error::Invalid(format!("targets: {targets:?} adapts nothing in this model")));
     }
     Ok(linears)
 }
 
-fn named(config: &ModelConfig, names: &[String]) -> Result<Vec<Linear>> {
-    let linears = Linear::all(config);
+fn named(linears: Vec<Linear>, names: &[String], tensors: &[TensorSpec]) -> Result<Vec<Linear>> {
     if names.is_empty() || names.len() > MAX_NAMES {
         let (count, known) = (names.len(), leaf_names(&linears));
         return Err(Error::Invalid(format!("targets: found {count} names, expected 1 to {MAX_NAMES} of: {known}")));
@@ -132,7 +131,7 @@ fn named(config: &ModelConfig, names: &[String]) -> Result<Vec<Linear>> {
     let known: HashSet<&str> = linears.iter().flat_map(|linear| ends(&linear.path)).collect();
     let unknown: Vec<&String> = names.iter().filter(|name| !known.contains(name.as_str())).collect();
     if !unknown.is_empty() {
-        let problems = why_unknown(config, &unknown, &leaf_names(&linears));
+        let problems = why_unknown(tensors, &unknown, &leaf_names(&linears));
         return Err(Error::Invalid(crate::error::listed(&problems)));
     }
     let names: HashSet<&str> = names.iter().map(String::as_str).collect();
@@ -140,8 +139,7 @@ fn named(config: &ModelConfig, names: &[String]) -> Result<Vec<Linear>> {
 }
 
 /// Only linears carry LoRA; a name may still be that of another module, or of a container of modules.
-fn why_unknown(config: &ModelConfig, unknown: &[&String], linears: &str) -> Vec<String> {
-    let tensors = expected_tensors(config);
+fn why_unknown(tensors: &[TensorSpec], unknown: &[&String], linears: &str) -> Vec<String> {
     let modules = tensors.iter().flat_map(|tensor| tensor.name.match_indices('.').map(|(end, _)| &tensor.name[..end]));
     let others: HashSet<&str> = modules.flat_map(ends).collect();
     let why = |name: &&String| match others.contains(name.as_str()) {

@@ -1,6 +1,7 @@
 //! The base weights: a checkpoint is checked whole, by its headers, before any of its data is read; then tensors are
 //! read one at a time and decoded to what the frozen model holds.
 
+mod experts;
 mod names;
 mod precision;
 mod shards;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use brightrun_kernels::FrozenWeight;
 use brightrun_kernels::nf4::Nf4Matrix;
 
+pub(crate) use experts::{ExpertPath, PROJECTIONS, expert_list, is_routed_expert};
 pub use names::{TensorKind, TensorSpec, expected_tensors};
 pub use precision::{BasePrecision, DEFAULT_SKIP};
 pub(crate) use shards::{SafetensorsFile, Stored};

@@ -13,6 +13,15 @@ pub struct TensorSpec {
     pub kind: TensorKind,
 }
 
+// === impl TensorSpec ===
+
+impl TensorSpec {
+    /// The path of the module whose weight it is; nothing for biases and other parameters.
+    pub(crate) fn module(&self) -> Option<&str> {
+        self.name.strip_suffix(".weight")
+    }
+}
+
 /// What a tensor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorKind {

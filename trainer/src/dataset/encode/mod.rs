@@ -120,13 +120,14 @@ impl<'a> Encoder<'a> {
             Body::Messages(messages) => self.conversation(example, messages, workspace, out, &mut findings)?,
             Body::Text(text) => Some(self.text(example, text, workspace, out, &mut findings)?),
         };
-        let encoded = encoded.filter(|encoded| encoded.documents.iter().any(|document| document.targets > 0));
-        if encoded.is_none() {
+        let teaches = |encoded: &Encoded| encoded.documents.iter().any(|document| document.targets > 0);
+        if !encoded.as_ref().is_none_or(teaches) {
             out.truncate(first);
-            if findings.is_empty() {
-                let reason = "no token of it would be learnt; it is left out";
-                findings.push(Finding::new(FindingKind::EmptyTarget, example.line, reason));
-            }
+            let reason = "no token of it would be learnt; the example is left out";
+            return Ok(Outcome {
+                encoded: None,
+                findings: vec![Finding::new(FindingKind::EmptyTarget, example.line, reason)],
+            });
         }
         Ok(Outcome { encoded, findings })
     }

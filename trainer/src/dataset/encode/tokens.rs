@@ -153,10 +153,11 @@ mod tests {
     fn every_character_is_tokenised_as_the_crate_does() {
         let tokenizer = load();
         let mut words = WordCache::default();
-        let all: Vec<char> = (0..=char::MAX as u32).filter_map(char::from_u32).collect();
+        // The planes in which anything is assigned; what is not is treated alike.
+        let planes = (0..0x3_2000).chain(0xe_0000..0xe_0200);
+        let all: Vec<char> = planes.filter_map(char::from_u32).collect();
         for block in all.chunks(64) {
-            let text: String =
-                block.iter().flat_map(|c| ['a', *c, 'b', ' ', *c, ' ', '\'', *c, '!', *c, '\n']).collect();
+            let text: String = block.iter().flat_map(|c| ['a', *c, 'b', ' ', *c, '\'', *c, '\n']).collect();
             agree(&tokenizer, &mut words, &text);
         }
     }

@@ -71,13 +71,15 @@ impl Prepared {
         let mut shown: Vec<&Finding> = fatal.collect();
         shown.sort_by_key(|finding| finding.line);
         shown.truncate(FATAL_SHOWN);
-        let list: Vec<String> = shown.iter().map(|finding| place(finding) + &finding.message).collect();
+        let list: Vec<String> =
+            shown.iter().map(|finding| format!("line {}: {}", finding.line, finding.message)).collect();
         let more = match count - shown.len() as u64 {
             0 => String::new(),
-            more => format!("; and {more} more, all of them in dataset_report.json"),
+            more => format!("; and {more} more"),
         };
         let problems = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
-        Some(format!("the dataset cannot be used, {problems}: {}{more}", list.join("; ")))
+        let list = list.join("; ");
+        Some(format!("the dataset cannot be used, {problems}: {list}{more}. dataset_report.json has every finding"))
     }
 }
 
@@ -153,16 +155,11 @@ fn describe_file(
     }
     if facts.examples == 0 && facts.findings.count_of(Severity::Fatal) == 0 {
         let message = match facts.findings.count_of(Severity::Skipped) {
-            0 => "the file has no example".to_owned(),
-            skipped => format!("all {skipped} examples of the file were left out"),
+            0 => "the file has no example",
+            _ => "every example of the file was left out, each for a reason of its own",
         };
-        facts.findings.push(Finding::new(FindingKind::NothingToTrainOn, 0, message));
+        facts.findings.push(Finding::new(FindingKind::NothingToTrainOn, 1, message));
     }
-}
-
-/// Where a finding is; line 0 is the whole file.
-fn place(finding: &Finding) -> String {
-    if finding.line == 0 { String::new() } else { format!("line {}: ", finding.line) }
 }
 
 /// Hashes the file. That takes a small part of the time of all else, so it does not count as progress.

@@ -190,7 +190,10 @@ fn a_fatal_file_has_facts_and_no_store() {
     let prepared = setup.prepare();
     let text = prepared.fatal().unwrap();
     assert!(text.starts_with("the dataset cannot be used, 6 problems: line 3: "), "{text}");
-    assert!(text.contains("; line 5: ") && text.ends_with("and 1 more, all of them in dataset_report.json"), "{text}");
+    assert!(
+        text.contains("; line 5: ") && text.ends_with("; and 1 more. dataset_report.json has every finding"),
+        "{text}"
+    );
     assert_eq!(prepared.facts.examples, 3);
     assert!(prepared.store.documents().is_empty());
     assert_eq!(fs::read_dir(setup.path("cache")).unwrap().count(), 0);
@@ -201,7 +204,7 @@ fn a_file_of_which_nothing_is_left_is_fatal_too() {
     let setup = Setup::new(&[line("a", &["Q", &"far too long ".repeat(80)])]);
     let prepared = setup.prepare();
     let text = prepared.fatal().unwrap();
-    assert_eq!(text, "the dataset cannot be used, 1 problem: all 1 examples of the file were left out");
+    assert!(text.contains(", 1 problem: every example of the file was left out"), "{text}");
     assert!(kinds(&prepared).contains(&(FindingKind::TargetTooLong, 1)));
     assert!(Setup::new(&[]).prepare().fatal().is_some());
 }

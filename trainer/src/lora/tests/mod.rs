@@ -3,6 +3,7 @@
 mod hostile;
 mod layouts;
 mod planning;
+mod writing;
 
 use std::path::{Path, PathBuf};
 

@@ -142,6 +142,20 @@ fn experts_share_the_rank_and_keep_the_scale() {
 }
 
 #[test]
+fn experts_above_the_rank_are_warned_of() {
+    let config = config(Family::Qwen3Next);
+    let warnings = |targets, expert_rank| {
+        let plan = plan(&config, &LoraOptions { expert_rank: Some(expert_rank), ..options(targets) }).unwrap();
+        plan.warnings()
+    };
+    let found = warnings(TargetSet::All, 7);
+    assert!(found.len() == 1 && found[0].starts_with("expert_rank 7 is above lora_rank 6"), "{found:?}");
+    assert_eq!(warnings(TargetSet::All, 6), [""; 0]);
+    // No routed expert is adapted.
+    assert_eq!(warnings(TargetSet::Default, 7), [""; 0]);
+}
+
+#[test]
 fn options_out_of_bounds_are_refused_together() {
     let wrong = LoraOptions {
         rank: 0,

@@ -2,6 +2,11 @@
 //! [`vectorised`], which compiles such a loop for the widest vectors of the machine. Only plain `+`, `-`, `*` and `/`
 //! are used and sums have a fixed shape, so every instruction set gives the same bits.
 
+mod level;
+pub(crate) mod reference;
+
+pub(crate) use level::{Level, vectorised};
+
 /// Values one rayon task works on: 64 KiB of `f32`, some ten microseconds, which hides the cost of handing out a task
 /// and stays inside the second-level cache.
 const VALUES_PER_TASK: usize = 1 << 14;
@@ -9,39 +14,6 @@ const VALUES_PER_TASK: usize = 1 << 14;
 /// How many rows of this width make one rayon task.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (VALUES_PER_TASK / width.max(1)).max(1)
-}
-
-/// Runs `f` compiled for AVX-512 or AVX2 where the machine has them. `f` must be inlinable (a closure over slices).
-#[inline(always)]
-pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512bw")
-        {
-            // SAFETY: the features were detected just above.
-            return unsafe { with_avx512(f) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was detected just above.
-            return unsafe { with_avx2(f) };
-        }
-    }
-    f()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
-fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
-    f()
 }
 
 /// `e^x` within 2 units in the last place; 0 and infinity beyond the range of `f32`, NaN for NaN.
@@ -235,14 +207,14 @@ mod tests {
     fn the_sigmoid_family_follows_exp() {
         let values = grid(-60.0, 60.0);
         for (&x, found) in values.iter().zip(map(&values, sigmoid)) {
-            assert!(ulps(found, 1.0 / (1.0 + (-f64::from(x)).exp())) < 4.0, "sigmoid({x})");
+            assert!(ulps(found, reference::sigmoid(f64::from(x))) < 4.0, "sigmoid({x})");
         }
         for (&x, found) in values.iter().zip(map(&values, silu)) {
             assert!(ulps(found, f64::from(x) / (1.0 + (-f64::from(x)).exp())) < 4.0, "silu({x})");
         }
         for &x in &values {
             let (value, slope) = silu_and_slope(x);
-            let s = 1.0 / (1.0 + (-f64::from(x)).exp());
+            let s = reference::sigmoid(f64::from(x));
             assert!((f64::from(value) - f64::from(x) * s).abs() <= 1e-6 * f64::from(x).abs());
             assert!((f64::from(slope) - s * (1.0 + f64::from(x) * (1.0 - s))).abs() < 1e-6, "slope at {x}");
         }
@@ -251,10 +223,21 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let values = grid(-90.0, 90.0);
-        let plain: Vec<u32> = values.iter().map(|&v| std::hint::black_box(silu(v)).to_bits()).collect();
-        let wide: Vec<u32> = map(&values, silu).iter().map(|v| v.to_bits()).collect();
-        assert_eq!(plain, wide);
-        assert_eq!(dot(&values, &values).to_bits(), vectorised(|| dot(&values, &values)).to_bits());
+        let bits = |level: Level| {
+            let mut out = vec![0.0; values.len()];
+            let product = level.run(
+                #[inline(always)]
+                || {
+                    for (o, &v) in out.iter_mut().zip(&values) {
+                        *o = silu(v);
+                    }
+                    dot(&values, &values)
+                },
+            );
+            (out.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), product.to_bits())
+        };
+        let plain = bits(Level::Portable);
+        assert!(Level::available().all(|level| bits(level) == plain));
     }
 
     #[test]

@@ -14,7 +14,7 @@ const IGNORED: i64 = -100;
 ///
 /// `text` is the text in training form where the case has the key `text_plain_template_differs` (whose value is the plain
 /// text, or null where the two are the same); without that key it is the plain text. A case with `error` must be refused.
-pub fn compare(case: &Value, template: &ChatTemplate, tokenizer: &Tokenizer, report: &mut Report) {
+pub(super) fn compare(case: &Value, template: &ChatTemplate, tokenizer: &Tokenizer, report: &mut Report) {
     let messages = match messages(&case["messages"]) {
         Ok(messages) => messages,
         Err(reason) => return report.fail("messages", reason),
@@ -70,7 +70,8 @@ impl Conversation<'_> {
         let prompt = self.encode(&self.training(before, true)?)?.get_ids().to_vec();
         let same = prompt.iter().zip(&ids).take_while(|(left, right)| left == right).count();
         if let Some(expected) = case["prompt_len"].as_u64() {
-            report.compare("prompt_len", &(prompt.len() as u64), &expected);
+            // As TRL counts: the completion begins where the two first differ.
+            report.compare("prompt_len", &(same as u64), &expected);
         }
         if let Some(expected) = case["prompt_is_prefix"].as_bool() {
             report.compare("prompt_is_prefix", &(same == prompt.len()), &expected);
@@ -147,7 +148,10 @@ fn difference(rendered: &Rendered, encoding: &Encoding, found: &[i64], expected:
 
 fn messages(value: &Value) -> Result<Vec<Message>, String> {
     let list = value.as_array().ok_or("messages must be a list")?;
-    list.iter().enumerate().map(|(index, value)| message(value).map_err(|e| format!("messages[{index}]: {e}"))).collect()
+    list.iter()
+        .enumerate()
+        .map(|(index, value)| message(value).map_err(|e| format!("messages[{index}]: {e}")))
+        .collect()
 }
 
 fn message(value: &Value) -> Result<Message, String> {

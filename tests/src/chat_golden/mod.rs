@@ -79,3 +79,42 @@ fn tokenized(case: &Tokenized, tokenizer: &Tokenizer) -> Report {
     }
     report
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/chat");
+    const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../trainer/src/demo/tokenizer.json");
+
+    /// Texts, ids and masks were made by transformers from the templates and conversations beside them.
+    #[test]
+    fn our_own_goldens_are_met() {
+        let reports = compare(Path::new(FIXTURES), Path::new(TOKENIZER)).unwrap();
+        assert_eq!(reports.len(), 270);
+        let failed: Vec<String> =
+            reports.iter().filter(|report| !report.passed()).map(|report| report.json().to_string()).collect();
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    }
+
+    #[test]
+    fn a_golden_that_differs_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let messages = r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]"#;
+        fs::write(folder.path().join("t.jinja"), "{% for m in messages %}{{ m.content }};{% endfor %}").unwrap();
+        let passed = |rest: &str| {
+            let goldens = format!("{{\"cases\": [{{\"template\": \"t\", \"messages\": {messages}, {rest}}}]}}");
+            fs::write(folder.path().join("chat_goldens.json"), goldens).unwrap();
+            compare(folder.path(), Path::new(TOKENIZER)).unwrap()[0].passed()
+        };
+        assert!(passed(r#""text": "a;b;""#));
+        assert!(!passed(r#""text": "a;b""#));
+        assert!(!passed(r#""text_generation_prompt": "a;b;x""#));
+        assert!(!passed(r#""error": "must be refused""#));
+        assert!(passed(r#""assistant_mask": [0, 0, 1, 1]"#));
+        assert!(!passed(r#""assistant_mask": [0, 1, 1, 1]"#));
+        assert!(!passed(r#""input_ids": [1]"#));
+        assert!(!passed(r#""text_plain_template_differs": "a;", "text": "a;b;""#));
+        assert!(!passed(r#""template": "missing", "text": "a;b;""#));
+    }
+}

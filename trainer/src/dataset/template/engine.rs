@@ -4,10 +4,7 @@
 //! own `tojson`, `raise_exception` and `{% generation %}`. `strftime_now` is left out on purpose: a run must not depend on
 //! the clock. Templates ask whether it is defined; one that does not is broken here, with a message that names it.
 
-use std::{
-    io, panic,
-    panic::AssertUnwindSafe,
-};
+use std::{io, panic, panic::AssertUnwindSafe};
 
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 
@@ -57,6 +54,7 @@ pub(super) struct Engine {
     environment: Environment<'static>,
     name: String,
     special_tokens: Vec<(String, String)>,
+    asks_for_date: bool,
 }
 
 impl Engine {
@@ -77,10 +75,11 @@ impl Engine {
         environment.add_filter(GENERATION_FILTER, mark);
         environment.add_function("raise_exception", raise);
         environment.remove_global("debug");
+        let asks_for_date = source.contains("strftime_now");
         environment
             .add_template_owned(name.to_owned(), source)
             .map_err(|error| TemplateError::Broken(error::described(name, &error)))?;
-        Ok(Self { environment, name: name.to_owned(), special_tokens: special_tokens.to_vec() })
+        Ok(Self { environment, name: name.to_owned(), special_tokens: special_tokens.to_vec(), asks_for_date })
     }
 
     /// Renders; `works` says whether the template is known to render ordinary conversations.
@@ -88,7 +87,13 @@ impl Engine {
         // minijinja panics in corners (`[][::-1]`, `loop.cycle()`): a template from outside must not end the process.
         let result = panic::catch_unwind(AssertUnwindSafe(|| self.try_render(input)));
         match result {
-            Ok(rendered) => rendered.map_err(|error| error::of_engine(&self.name, works, &error)),
+            Ok(rendered) => rendered.map_err(|error| match error::of_engine(&self.name, works, &error) {
+                TemplateError::Broken(reason) if self.asks_for_date => TemplateError::Broken(format!(
+                    "{reason} (the template asks for today's date with strftime_now, which does not exist here; let it ask \
+                     whether strftime_now is defined, or write a date into it)"
+                )),
+                other => other,
+            }),
             Err(_) => {
                 let reason = format!("{}: the template makes the engine fail", self.name);
                 Err(if works { TemplateError::Refused(reason) } else { TemplateError::Broken(reason) })
@@ -106,21 +111,24 @@ impl Engine {
             ("add_generation_prompt", Value::from(input.add_generation_prompt)),
             (MARKS, marks),
         ];
-        let mut out = Bounded(Vec::new());
+        let mut out = Bounded { bytes: Vec::new(), most: MAX_RENDERED_BYTES };
         let context: Value = tokens.chain(variables).collect();
         self.environment.get_template(&self.name)?.render_captured_to(context, &mut out)?;
-        String::from_utf8(out.0).map_err(|_| Error::new(ErrorKind::WriteFailure, "the rendered text is not UTF-8"))
+        String::from_utf8(out.bytes).map_err(|_| Error::new(ErrorKind::WriteFailure, "the rendered text is not UTF-8"))
     }
 }
 
-struct Bounded(Vec<u8>);
+struct Bounded {
+    bytes: Vec<u8>,
+    most: usize,
+}
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > MAX_RENDERED_BYTES - self.0.len() {
-            return Err(io::Error::other(TooLong(MAX_RENDERED_BYTES)));
+        if bytes.len() > self.most.saturating_sub(self.bytes.len()) {
+            return Err(io::Error::other(TooLong(self.most)));
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -142,4 +150,77 @@ fn mark(state: &State, text: String) -> String {
     let turn = TURN_NAMES.iter().find_map(|name| Dict::message_index(&state.lookup(name)?));
     let turn = turn.map_or_else(String::new, |turn| turn.to_string());
     format!("{open}{turn}{open}{text}{close}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn rendered(source: &str, works: bool) -> Result<String, TemplateError> {
+        let tools = Value::from(());
+        let input = Input { messages: &[], tools: &tools, add_generation_prompt: false, marks: None };
+        Engine::new("t.jinja", source.into(), &[("eos_token".into(), "</s>".into())])?.render(&input, works)
+    }
+
+    fn broken(source: &str) -> String {
+        match rendered(source, true) {
+            Err(TemplateError::Broken(reason)) => reason,
+            other => panic!("{source}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_nobody_can_run_is_broken_and_names_its_line() {
+        assert!(broken("a\n\n{% if %}").starts_with("t.jinja, line 3: syntax error"));
+        assert!(broken("\n{{ 1 | unheard_of }}").starts_with("t.jinja, line 2: unknown filter"));
+        assert!(broken("{{ unheard_of() }}").contains("unheard_of is unknown"));
+        assert!(broken("{{ strftime_now('%Y') }}").contains("today's date"));
+        assert!(
+            broken("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+                .contains("does not end")
+        );
+    }
+
+    #[test]
+    fn what_python_would_refuse_is_refused_where_the_template_works() {
+        let refused = |source| match rendered(source, true) {
+            Err(TemplateError::Refused(reason)) => reason,
+            other => panic!("{source}: {other:?}"),
+        };
+        assert_eq!(refused("{{ raise_exception('no ' ~ 1) }}"), "the chat template refuses the conversation: no 1");
+        assert!(refused("{% macro a() %}{{ raise_exception('inside') }}{% endmacro %}{{ a() }}").ends_with(": inside"));
+        assert!(refused("{{ missing.field }}").contains("t.jinja, line 1: undefined value"));
+        assert!(refused("{{ 'a' + 1 }}").contains("line 1"));
+        assert!(matches!(rendered("{{ missing.field }}", false), Err(TemplateError::Broken(_))));
+    }
+
+    #[test]
+    fn an_engine_that_fails_ends_no_process() {
+        assert!(matches!(rendered("{{ ''[::-1] }}", true), Err(TemplateError::Refused(_))));
+    }
+
+    #[test]
+    fn variables_are_those_of_transformers() {
+        let source = "{{ eos_token }}|{{ bos_token }}|{{ tools is none }}{{ documents is none }}{{ messages }}\
+                      {{ add_generation_prompt }}{{ strftime_now is defined }}{{ debug is defined }}";
+        assert_eq!(rendered(source, true).unwrap(), "</s>||TrueTrue[]FalseFalseFalse");
+    }
+
+    #[test]
+    fn blocks_leave_no_white_space_and_nothing_is_escaped() {
+        assert_eq!(
+            rendered("  {% if true %}\n  <&'\">\n  {% endif %}\n\n{# c #}\nx\n", true).unwrap(),
+            "  <&'\">\n\nx"
+        );
+    }
+
+    #[test]
+    fn a_text_has_a_longest_length() {
+        let mut out = Bounded { bytes: Vec::new(), most: 5 };
+        out.write_all(b"abcde").unwrap();
+        assert!(out.write_all(b"f").is_err());
+        assert_eq!(out.bytes, b"abcde");
+    }
 }

@@ -5,9 +5,11 @@ use std::ops::Range;
 use super::{engine::Marks, spans::TurnSpan};
 use crate::dataset::example::{Message, Role};
 
-/// A text without its marks, and the marked parts with the index of their turn where it is known; `None` if the marks are
-/// not whole.
-pub(super) fn read(marked: &str, marks: Marks) -> Option<(String, Vec<(Option<usize>, Range<usize>)>)> {
+/// A marked part of a text, and the index of its turn where it is known.
+pub(super) type Part = (Option<usize>, Range<usize>);
+
+/// A text without its marks, and the marked parts; `None` if the marks are not whole.
+pub(super) fn read(marked: &str, marks: Marks) -> Option<(String, Vec<Part>)> {
     let mut text = String::with_capacity(marked.len());
     let mut parts = Vec::new();
     // Marks inside of marks belong to the outer ones.
@@ -34,8 +36,8 @@ pub(super) fn read(marked: &str, marks: Marks) -> Option<(String, Vec<(Option<us
 
 /// The turns of marked parts. Parts that touch are one; a part of which it is not known whose it is belongs to the part it
 /// touches, or all parts are the assistant's turns in their order.
-pub(super) fn turns(parts: Vec<(Option<usize>, Range<usize>)>, messages: &[Message]) -> Option<Vec<TurnSpan>> {
-    let mut joined: Vec<(Option<usize>, Range<usize>)> = Vec::new();
+pub(super) fn turns(parts: Vec<Part>, messages: &[Message]) -> Option<Vec<TurnSpan>> {
+    let mut joined: Vec<Part> = Vec::new();
     for (turn, bytes) in parts.into_iter().filter(|(_, bytes)| !bytes.is_empty()) {
         match joined.last_mut() {
             Some((last, before)) if before.end == bytes.start && (turn.is_none() || turn == *last) => {
@@ -50,9 +52,8 @@ pub(super) fn turns(parts: Vec<(Option<usize>, Range<usize>)>, messages: &[Messa
     }
     let assistant = (0..messages.len()).filter(|index| messages[*index].role == Role::Assistant);
     let assistant: Vec<usize> = assistant.collect();
-    (assistant.len() == joined.len()).then(|| {
-        assistant.into_iter().zip(joined).map(|(message, (_, bytes))| TurnSpan { message, bytes }).collect()
-    })
+    (assistant.len() == joined.len())
+        .then(|| assistant.into_iter().zip(joined).map(|(message, (_, bytes))| TurnSpan { message, bytes }).collect())
 }
 
 #[cfg(test)]
@@ -74,7 +75,7 @@ mod tests {
     #[test]
     fn parts_go_to_their_turns() {
         let messages = [Role::User, Role::Assistant, Role::User, Role::Assistant].map(|role| Message::new(role, "x"));
-        let of = |parts: &[(Option<usize>, Range<usize>)]| {
+        let of = |parts: &[Part]| {
             let turns = turns(parts.to_vec(), &messages)?;
             Some(turns.into_iter().map(|turn| (turn.message, turn.bytes)).collect::<Vec<_>>())
         };

@@ -65,7 +65,11 @@ impl ChatTemplate {
             template: template.to_owned(),
             with_tools: None,
             special_tokens: special_tokens.to_vec(),
-            added_tokens: special_tokens.iter().map(|(_, token)| token.clone()).filter(|token| !token.is_empty()).collect(),
+            added_tokens: special_tokens
+                .iter()
+                .map(|(_, token)| token.clone())
+                .filter(|token| !token.is_empty())
+                .collect(),
             file: None,
         })
     }
@@ -173,7 +177,9 @@ fn notes(source: &Source, forms: &Forms) -> Vec<String> {
         notes.push("The template marks the assistant's turns itself.".to_owned());
     }
     if source.template.contains("strftime_now") {
-        notes.push("The template asks for today's date; it gets none, so that training does not depend on the day.".to_owned());
+        notes.push(
+            "The template asks for today's date; it gets none, so that training does not depend on the day.".to_owned(),
+        );
     }
     notes
 }

@@ -94,7 +94,8 @@ impl Tag {
     fn controls<'a>(&self, source: &'a str) -> (&'a str, &'a str) {
         let inner = &source[self.inner.clone()];
         let left = if inner.starts_with(['-', '+']) { &inner[..1] } else { "" };
-        let right = if inner.len() > left.len() && inner.ends_with(['-', '+']) { &inner[inner.len() - 1..] } else { "" };
+        let right =
+            if inner.len() > left.len() && inner.ends_with(['-', '+']) { &inner[inner.len() - 1..] } else { "" };
         (left, right)
     }
 }

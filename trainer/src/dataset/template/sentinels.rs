@@ -2,7 +2,9 @@
 //!
 //! Nothing is guessed: without these characters the text must be the one that was there before.
 
-use super::python::text::is_space;
+use std::ops::Range;
+
+use super::{python::text::is_space, shape::THINK};
 
 /// Characters that no text contains: they are reserved for use inside of programs.
 const NONCHARACTERS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
@@ -13,20 +15,27 @@ pub(super) fn unused(occurs: impl Fn(char) -> bool) -> Option<(char, char)> {
     Some((free.next()?, free.next()?))
 }
 
-/// A content with sentinels around it, inside of the white space at its ends, which templates like to trim.
+/// The part of a content that is surrounded: without the white space at its ends, which templates like to trim, and without
+/// the tag that opens its reasoning, before which they like to cut.
+pub(super) fn core(content: &str) -> Range<usize> {
+    let end = content.trim_end_matches(is_space).len();
+    let trimmed = content[..end].trim_start_matches(is_space);
+    let inner = trimmed.strip_prefix(THINK).map_or(trimmed, |reasoning| reasoning.trim_start_matches(is_space));
+    if end == 0 { content.len()..content.len() } else { end - inner.len()..end }
+}
+
+/// A content with sentinels around its core.
 pub(super) fn surround(content: &str, (before, after): (char, char)) -> String {
-    let core = content.trim_matches(is_space);
-    let start = content.len() - content.trim_start_matches(is_space).len();
-    let (lead, tail) = if core.is_empty() { (content, "") } else { (&content[..start], &content[start + core.len()..]) };
-    format!("{lead}{before}{core}{after}{tail}")
+    let Range { start, end } = core(content);
+    format!("{}{before}{}{after}{}", &content[..start], &content[start..end], &content[end..])
 }
 
 /// Where a content stands in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Where it begins, behind white space of its own; `None` if the template left its beginning out.
+    /// Where its core begins; `None` if the template left its beginning out.
     pub(super) start: Option<usize>,
-    /// Where it ends, before white space of its own; `None` if the template left its end out.
+    /// Where its core ends; `None` if the template left its end out.
     pub(super) end: Option<usize>,
 }
 
@@ -67,7 +76,7 @@ fn cut_open(text: &str, end: usize, tokens: &[String]) -> Option<usize> {
     let divided = |token: &String| {
         (1..token.len()).rev().filter(|length| token.is_char_boundary(*length)).find_map(|length| {
             let (left, right) = token.split_at(length);
-            (head.ends_with(left) && tail.starts_with(right)).then_some(end - length)
+            (head.ends_with(left) && tail.starts_with(right)).then(|| end - length)
         })
     };
     let token = tokens.iter().filter_map(divided).min();
@@ -77,7 +86,7 @@ fn cut_open(text: &str, end: usize, tokens: &[String]) -> Option<usize> {
         divided.then_some(start)
     });
     let word = head.len() - head.trim_end_matches(char::is_alphanumeric).len();
-    let word = (word > 0 && tail.starts_with(char::is_alphanumeric)).then_some(end - word);
+    let word = (word > 0 && tail.starts_with(char::is_alphanumeric)).then(|| end - word);
     token.into_iter().chain(tag).chain(word).min()
 }
 
@@ -92,6 +101,8 @@ mod tests {
         assert_eq!(surround(" \na b ", PAIR), " \n⟨a b⟩ ");
         assert_eq!(surround("", PAIR), "⟨⟩");
         assert_eq!(surround(" \n", PAIR), " \n⟨⟩");
+        assert_eq!(surround("\n<think>\na</think> b\n", PAIR), "\n<think>\n⟨a</think> b⟩\n");
+        assert_eq!(surround("<think>\n", PAIR), "<think>⟨⟩\n");
         assert_eq!(unused(|character| character < '\u{fdee}'), Some(('\u{fdee}', '\u{fdef}')));
         assert_eq!(unused(|character| character < '\u{fdef}'), None);
     }

@@ -8,8 +8,9 @@ use super::{
 };
 use crate::dataset::example::{Message, Role};
 
-/// What opens an answer's reasoning, and what closes it.
-const THINK: (&str, &str) = ("<think>", "</think>");
+/// What opens an answer's reasoning.
+pub(super) const THINK: &str = "<think>";
+const END_OF_THINKING: &str = "</think>";
 
 /// What is known of a template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +41,11 @@ struct Around {
 }
 
 impl TurnByTurn {
+    /// What follows the content of an answer.
+    pub(super) fn end_of_answer(&self) -> Option<&str> {
+        self.assistant.as_ref().map(|around| around.after.as_str())
+    }
+
     /// The length of a turn, if it begins this text just as ordinary turns are rendered.
     pub(super) fn length(&self, message: &Message, text: &str) -> Option<usize> {
         let around = match message.role {
@@ -85,16 +91,21 @@ impl Shape {
         let plain: Option<Vec<String>> = (first + 1..=values.len()).map(|n| render(&values[..n], false)).collect();
         let prompted: Option<Vec<String>> =
             (first + 1..=values.len()).step_by(2).map(|n| render(&values[..n], true)).collect();
-        let (Some(plain), Some(prompted)) = (plain, prompted) else { return Some(Self { works: true, ..Self::default() }) };
-        let prompts: Option<Vec<&str>> =
-            plain.iter().step_by(2).zip(&prompted).map(|(plain, prompted)| prompted.strip_prefix(plain.as_str())).collect();
+        let (Some(plain), Some(prompted)) = (plain, prompted) else {
+            return Some(Self { works: true, ..Self::default() });
+        };
+        let prompts: Option<Vec<&str>> = plain
+            .iter()
+            .step_by(2)
+            .zip(&prompted)
+            .map(|(plain, prompted)| prompted.strip_prefix(plain.as_str()))
+            .collect();
         let prompt = match prompts.as_deref() {
             Some([prompt, others @ ..]) if others.iter().all(|other| other == prompt) => (*prompt).to_owned(),
             _ => return Some(Self { works: true, ..Self::default() }),
         };
         let header = header_length(&prompt);
-        let appended: Option<Vec<&str>> =
-            plain.windows(2).map(|pair| pair[1].strip_prefix(pair[0].as_str())).collect();
+        let appended: Option<Vec<&str>> = plain.windows(2).map(|pair| pair[1].strip_prefix(pair[0].as_str())).collect();
         let turn_by_turn = appended.and_then(|appended| {
             let (answers, questions): (Vec<_>, Vec<_>) =
                 appended.iter().zip(&messages[first + 1..]).partition(|(_, message)| message.role == Role::Assistant);
@@ -160,8 +171,8 @@ fn around(turns: &[(&&str, &Message)]) -> Option<Around> {
 
 fn header_length(prompt: &str) -> usize {
     let before = prompt.trim_end();
-    let before = before.strip_suffix(THINK.1).map_or(before, str::trim_end);
-    before.strip_suffix(THINK.0).map_or(prompt.len(), str::len)
+    let before = before.strip_suffix(END_OF_THINKING).map_or(before, str::trim_end);
+    before.strip_suffix(THINK).map_or(prompt.len(), str::len)
 }
 
 #[cfg(test)]

@@ -121,7 +121,10 @@ fn collect(path: &Path, object: &Map<String, Json>, special: &mut Vec<(String, S
             // `add_bos_token` and its like are switches.
             (None, Json::Null | Json::Bool(_)) => {}
             (None, _) => {
-                return Err(Error::file(path, format!("{name} must be a text or an object with a text as \"content\"")));
+                return Err(Error::file(
+                    path,
+                    format!("{name} must be a text or an object with a text as \"content\""),
+                ));
             }
         }
     }
@@ -147,13 +150,17 @@ fn read_text(path: &Path) -> Result<Option<String>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("cannot read", path)(error)),
         Ok(file) if file.len() > MAX_FILE_BYTES => {
-            return Err(Error::file(path, format!("is larger than {MAX_FILE_BYTES} bytes; it cannot be what its name says")));
+            return Err(Error::file(
+                path,
+                format!("is larger than {MAX_FILE_BYTES} bytes; it cannot be what its name says"),
+            ));
         }
         Ok(_) => {}
     }
     let bytes = fs::read(path).map_err(Error::io("cannot read", path))?;
     String::from_utf8(bytes).map(Some).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line =
+            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
         Error::file(path, format!("line {line}: is not UTF-8"))
     })
 }

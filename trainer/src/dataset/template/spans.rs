@@ -23,10 +23,7 @@ pub struct Rendered {
 
 /// Whether each token, given by its bytes, touches one of the spans; both ascend. A token that joins a header's line end
 /// with the content's first characters is learnt, as in TRL.
-pub fn learnt_tokens<'a>(
-    offsets: &[(usize, usize)],
-    spans: impl IntoIterator<Item = &'a Range<usize>>,
-) -> Vec<bool> {
+pub fn learnt_tokens<'a>(offsets: &[(usize, usize)], spans: impl IntoIterator<Item = &'a Range<usize>>) -> Vec<bool> {
     let mut spans = spans.into_iter().filter(|span| !span.is_empty()).peekable();
     let touches = |&(start, end): &(usize, usize)| {
         while spans.next_if(|span| span.end <= start).is_some() {}
@@ -56,7 +53,8 @@ mod tests {
         let end = text.find("<|im_end|>").unwrap();
         let learnt = learnt_tokens(encoding.get_offsets(), std::slice::from_ref(&(end..end + 10)));
         let tokens: Vec<&str> = encoding.get_tokens().iter().map(String::as_str).collect();
-        let marked: Vec<&str> = tokens.iter().zip(&learnt).filter(|(_, learnt)| **learnt).map(|(token, _)| *token).collect();
+        let marked: Vec<&str> =
+            tokens.iter().zip(&learnt).filter(|(_, learnt)| **learnt).map(|(token, _)| *token).collect();
         assert_eq!(marked, ["<|im_end|>"]);
     }
 }

@@ -117,7 +117,8 @@ impl<'a> Conversation<'a> {
 
     fn marked(&self) -> Result<Vec<TurnSpan>, TemplateError> {
         let unused = sentinels::unused(|character| values::contains(self.messages, self.tools, character));
-        let (open, close) = unused.ok_or_else(|| self.form.no_spans("the conversation uses every reserved character"))?;
+        let (open, close) =
+            unused.ok_or_else(|| self.form.no_spans("the conversation uses every reserved character"))?;
         let marks = Marks { open, close };
         let marked = self.render_values(&self.values, false, Some(marks))?;
         marks::read(&marked, marks)
@@ -139,7 +140,8 @@ impl<'a> Conversation<'a> {
                 Some(Seen::At(span)) => turns.push(span),
                 Some(Seen::Hidden) => {}
                 None => {
-                    let reason = format!("it cannot be seen which part of the text is turn {} of a conversation", index + 1);
+                    let reason =
+                        format!("it cannot be seen which part of the text is turn {} of a conversation", index + 1);
                     return Err(self.form.no_spans(&reason));
                 }
             }
@@ -186,13 +188,9 @@ impl<'a> Conversation<'a> {
 
     fn by_sentinels(&self, index: usize) -> Option<Seen> {
         let pair = sentinels::unused(|character| values::contains(self.messages, self.tools, character))?;
-        let content = self.messages[index].content.as_deref()?;
-        let mut values = self.values.clone();
-        values[index] = values::message_with(&self.messages[index], Some(&sentinels::surround(content, pair)), index);
-        let marked = self.render_values(&values, false, None).ok()?;
-        let place = sentinels::place(&self.text, &marked, pair)?;
+        let (values, place) = self.place(index, pair)?;
         if place == (Place { start: None, end: None }) {
-            return if content.trim().is_empty() { None } else { Some(Seen::Hidden) };
+            return self.is_hidden(index).then_some(Seen::Hidden);
         }
         // The same turn as the last one: what stands before and after its content then.
         let last = self.beginning(index + 1, false).and_then(|text| {
@@ -200,38 +198,79 @@ impl<'a> Conversation<'a> {
             let place = sentinels::place(&text, &marked, pair)?;
             Some((text, place))
         });
-        let start = self.start_by_prompt(index).or_else(|| self.start_by_sentinel(index, place.start?, last.as_ref()))?;
+        let start = self
+            .start_by_prompt(index)
+            .or_else(|| self.start_by_sentinel(index, place.start?, last.as_ref()))
+            .or_else(|| self.start_by_header(index, place.start?, pair))?;
         let end = self.boundary(index + 1).filter(|end| place.end.is_none_or(|content| content <= *end));
-        let end = end.or_else(|| self.end_by_sentinel(place.end?, last.as_ref()))?;
+        let end = end.or_else(|| self.end_by_sentinel(index, place.end?, last.as_ref()))?;
         (start <= end).then_some(Seen::At(TurnSpan { message: index, bytes: start..end }))
     }
 
-    /// A turn's start is where its header ends: before the content, and before what the template puts between the two.
-    fn start_by_sentinel(&self, index: usize, content: usize, last: Option<&(String, Place)>) -> Option<usize> {
-        let header = self.form.shape.header();
-        let before = &self.text[..content];
-        let lead = last.and_then(|(text, place)| {
-            let prompted = self.beginning(index, true)?;
-            let answer = text.strip_prefix(self.form.shape.without_reasoning(&prompted))?;
-            answer.get(..place.start?.checked_sub(text.len() - answer.len())?)
-        });
-        let after_lead = lead.and_then(|lead| before.strip_suffix(lead)).filter(|head| head.ends_with(header));
-        if let Some(head) = after_lead {
-            return Some(head.len());
-        }
-        if header.is_empty() {
-            let text = self.messages[index].content.as_deref().unwrap_or_default();
-            let space = &text[..text.len() - text.trim_start().len()];
-            return Some(before.strip_suffix(space).unwrap_or(before).len());
-        }
-        let head = before.rfind(header)? + header.len();
-        before[head..].trim().is_empty().then_some(head)
+    /// Where the content of a turn stands, and the messages with sentinels in it. A content that is absent counts as empty.
+    fn place(&self, index: usize, pair: (char, char)) -> Option<(Vec<Value>, Place)> {
+        let message = &self.messages[index];
+        let content = sentinels::surround(message.content.as_deref().unwrap_or_default(), pair);
+        let mut values = self.values.clone();
+        values[index] = values::message_with(message, Some(&content), index);
+        let marked = self.render_values(&values, false, None).ok()?;
+        let place = sentinels::place(&self.text, &marked, pair)?;
+        Some((values, place))
     }
 
-    /// A turn's end is as far after its content as the text agrees with that of the turn as the last one.
-    fn end_by_sentinel(&self, content: usize, last: Option<&(String, Place)>) -> Option<usize> {
+    /// Whether a turn whose content does not show leaves nothing else in the text either.
+    fn is_hidden(&self, index: usize) -> bool {
+        let mut others = self.values.clone();
+        others.remove(index);
+        self.messages[index].fields.is_empty()
+            || self.render_values(&others, false, None).is_ok_and(|text| text == self.text)
+    }
+
+    /// A turn's start is where its header ends: before the content, and before what the template puts between the two when
+    /// the turn is the last one.
+    fn start_by_sentinel(&self, index: usize, content: usize, last: Option<&(String, Place)>) -> Option<usize> {
         let (text, place) = last?;
-        let there = &text[place.end?..];
-        Some(content + sentinels::agreement(&self.text[content..], there, &self.form.added_tokens))
+        let prompted = self.beginning(index, true)?;
+        let answer = text.strip_prefix(self.form.shape.without_reasoning(&prompted))?;
+        let lead = answer.get(..place.start?.checked_sub(text.len() - answer.len())?)?;
+        let head = self.text[..content].strip_suffix(lead)?;
+        head.ends_with(self.form.shape.header()).then_some(head.len())
+    }
+
+    /// The same for a turn before which the template does not stop: its header is the last one before the content and stands
+    /// after the content of the turn before.
+    fn start_by_header(&self, index: usize, content: usize, pair: (char, char)) -> Option<usize> {
+        let header = self.form.shape.header();
+        let before = &self.text[..content];
+        if header.is_empty() {
+            let text = self.messages[index].content.as_deref().unwrap_or_default();
+            let own = &text[..sentinels::core(text).start];
+            return Some(before.strip_suffix(own).unwrap_or(before).len());
+        }
+        let head = before.rfind(header)? + header.len();
+        let alone = || match index.checked_sub(1) {
+            Some(previous) => {
+                self.place(previous, pair).and_then(|(_, place)| place.end).is_some_and(|end| end <= head)
+            }
+            None => true,
+        };
+        (before[head..].trim().is_empty() || alone()).then_some(head)
+    }
+
+    /// A turn's end is as far after its content as the text agrees with that of the turn as the last one; where the template
+    /// does not stop there, what follows all answers must follow this one.
+    fn end_by_sentinel(&self, index: usize, content: usize, last: Option<&(String, Place)>) -> Option<usize> {
+        let here = &self.text[content..];
+        if let Some((text, place)) = last {
+            let there = &text[place.end?..];
+            return Some(content + sentinels::agreement(here, there, &self.form.added_tokens));
+        }
+        let after = self.form.shape.turn_by_turn.as_ref()?.end_of_answer()?;
+        let text = self.messages[index].content.as_deref().unwrap_or_default();
+        let space = &text[text.trim_end().len()..];
+        [space, ""].iter().find_map(|space| {
+            let rest = here.strip_prefix(space)?.strip_prefix(after)?;
+            Some(self.text.len() - rest.len())
+        })
     }
 }

@@ -6,12 +6,7 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
-use super::{
-    objects::List,
-    print, text,
-    text::Side,
-    type_error,
-};
+use super::{objects::List, print, text, text::Side, type_error};
 
 /// What minijinja calls for a method that the value itself does not have.
 pub(in crate::dataset::template) fn call(
@@ -62,7 +57,9 @@ fn of_string(text: &str, method: &str, arguments: &[Value]) -> Option<Result<Val
         "islower" => none(arguments).map(|()| Value::from(cased(text, char::is_lowercase, char::is_uppercase))),
         "isupper" => none(arguments).map(|()| Value::from(cased(text, char::is_uppercase, char::is_lowercase))),
         "isspace" => none(arguments).map(|()| Value::from(!text.is_empty() && text.chars().all(text::is_space))),
-        "isalpha" | "isalnum" | "isdigit" | "isnumeric" if text.is_empty() => none(arguments).map(|()| Value::from(false)),
+        "isalpha" | "isalnum" | "isdigit" | "isnumeric" if text.is_empty() => {
+            none(arguments).map(|()| Value::from(false))
+        }
         _ => return None,
     })
 }

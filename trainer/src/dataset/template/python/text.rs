@@ -64,11 +64,14 @@ fn split_white_space(text: &str, most: Option<usize>, from_right: bool) -> Vec<S
 
 /// `splitlines`: at every line end that Unicode knows.
 pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<String> {
-    let ends = |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let ends = |c: char| {
+        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some(found) = rest.find(ends) {
-        let length = if rest[found..].starts_with("\r\n") { 2 } else { rest[found..].chars().next().map_or(1, char::len_utf8) };
+        let length =
+            if rest[found..].starts_with("\r\n") { 2 } else { rest[found..].chars().next().map_or(1, char::len_utf8) };
         lines.push(rest[..if keep_ends { found + length } else { found }].to_owned());
         rest = &rest[found + length..];
     }

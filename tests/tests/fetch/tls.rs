@@ -5,6 +5,7 @@ use std::sync::Arc;
 use brightrun_tests::faults::{FaultServer, Reply};
 use brightrun_worker::storage::{Names, certificates_from_pem};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, crypto::ring, pki_types::PrivatePkcs8KeyDer},
@@ -59,9 +60,9 @@ async fn a_server_that_cannot_prove_its_name_gets_no_request() {
     let (other, pem) = server("other.example.test").await;
     let servers = [&right, &other];
     // Not signed by an authority that is known.
-    says(&bench(&servers, &pem).fails(&url(&right, "/d?token=x")).await, "Untrusted", "UnknownIssuer");
+    says(&bench(&servers, &pem).fails(&url(&right, "/d?token=x")).await, "Untrusted", "is not trusted: ");
     // Known, but for another name.
-    says(&bench(&servers, &pem).fails(&url(&other, "/d?token=x")).await, "Untrusted", "NotValidForName");
+    says(&bench(&servers, &pem).fails(&url(&other, "/d?token=x")).await, "Untrusted", "not valid for name");
     assert!(right.seen().is_empty() && other.seen().is_empty());
 }
 
@@ -81,8 +82,23 @@ async fn encryption_is_not_given_up_by_a_redirect() {
 
 #[tokio::test]
 async fn a_server_without_tls_behind_an_https_link_is_named() {
-    let plain = FaultServer::start().await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
     let (_, pem) = server(HOST).await;
-    says(&bench(&[&plain], &pem).fails(&url(&plain, "/d")).await, "Unreachable", "no encrypted connection");
-    assert!(certificates_from_pem(b"").is_err() && certificates_from_pem(b"-----BEGIN CERTIFICATE-----\n?").is_err());
+    let mut bench = bench(&[], &pem);
+    bench.policy.allowed_addresses = vec![address];
+    let error = bench.fails(&format!("https://{HOST}:{}/d", address.port())).await;
+    says(&error, "Unreachable", "no encrypted connection");
+}
+
+#[test]
+fn what_is_no_certificate_is_refused() {
+    for text in ["", "-----BEGIN CERTIFICATE-----\n?", "-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n"] {
+        assert!(certificates_from_pem(text.as_bytes()).is_err(), "{text}");
+    }
 }

@@ -181,7 +181,7 @@ fn tls_trouble(error: &io::Error, place: &str) -> Failure {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     match cause {
         Some(rustls::Error::InvalidCertificate(why)) => {
-            FetchError::Untrusted { place: place.to_owned(), why: format!("{why:?}") }.into()
+            FetchError::Untrusted { place: place.to_owned(), why: why.to_string() }.into()
         }
         _ => unreachable(format!("no encrypted connection: {error}")),
     }
@@ -190,13 +190,16 @@ fn tls_trouble(error: &io::Error, place: &str) -> Failure {
 /// What hyper says, without what only helps those who know hyper.
 fn trouble(error: &hyper::Error) -> Trouble {
     let mut cause: &dyn Error = error;
+    let mut ended = error.is_incomplete_message();
     while let Some(deeper) = cause.source() {
         cause = deeper;
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        ended |= kind == Some(io::ErrorKind::UnexpectedEof);
     }
     if error.is_parse() {
         return Trouble::broken_anew(format!("it is not HTTP: {cause}"));
     }
-    if error.is_incomplete_message() {
+    if ended {
         return Trouble::new(TroubleKind::ServerFailed, "the connection ended before the answer did");
     }
     Trouble::new(TroubleKind::ServerFailed, format!("the connection broke: {cause}"))

@@ -60,9 +60,14 @@ fn report(spec: &RunSpec) -> Value {
 #[test]
 fn packing_changes_neither_losses_nor_gradients() {
     let folder = tempfile::tempdir().unwrap();
-    let packed = demo_job(folder.path(), "packed");
+    let mut packed = demo_job(folder.path(), "packed");
     let mut padded = demo_job(folder.path(), "padded");
     padded.parameters.packing = false;
+    // AdamW's first updates are the learning rate with the gradient's sign, so rounding alone moves a parameter whose
+    // gradient is next to nothing by twice that: small steps keep what is compared comparable.
+    for spec in [&mut packed, &mut padded] {
+        spec.parameters.learning_rate = 1e-5;
+    }
     let outcomes = [&packed, &padded].map(|spec| {
         let recorder = Recorder::default();
         let summary = run(spec, &recorder).unwrap();

@@ -195,7 +195,7 @@ fn links_are_kept_and_not_shown() {
     let dataset = Dataset::parse("https://host/data.jsonl?token=secret").unwrap();
     assert!(matches!(dataset, Dataset::Remote(_)) && !format!("{dataset:?}").contains("secret"), "{dataset:?}");
     assert!(matches!(Dataset::parse("s3://bucket/data.jsonl"), Ok(Dataset::Remote(_))));
-    assert_eq!(dataset.check(), None);
+    assert_eq!(dataset.check("dataset_url"), None);
 }
 
 /// The file is what `brightrun parameters` prints.

@@ -70,11 +70,18 @@ fn whole_run(inputs: &Path, seed: u64, threads: usize) -> Vec<(PathBuf, Vec<u8>)
         dataset: inputs.join("conversations.jsonl"),
         validation_dataset: None,
         output_dir: output.path().to_owned(),
+        cache_dir: output.path().join("cache"),
         parameters: Parameters { max_steps: Some(2), validation_split: 0.1, seed, ..Parameters::default() },
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| run::run(&spec, &Deaf)).unwrap();
-    let names = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "metrics.jsonl", "loss_curve.svg"];
+    let names = [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "metrics.jsonl",
+        "loss_curve.svg",
+        "dataset_report.json",
+    ];
     names.map(|name| (PathBuf::from(name), std::fs::read(output.path().join(name)).unwrap())).into()
 }
 

@@ -2,6 +2,8 @@
 
 mod data;
 mod parameters;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::path::PathBuf;

@@ -31,12 +31,7 @@ pub(crate) fn base_model(model: &BaseModel, folder: &Path) -> anyhow::Result<(Pa
 
 /// The file of a dataset. What is no file of this machine yet becomes one in `folder`, which must exist; where it is
 /// fetched, its name begins with `purpose`.
-pub(crate) fn dataset(
-    dataset: &Dataset,
-    purpose: &str,
-    folder: &Path,
-    progress: &Progress,
-) -> anyhow::Result<PathBuf> {
+pub(crate) fn dataset(dataset: &Dataset, purpose: &str, folder: &Path, progress: &Progress) -> anyhow::Result<PathBuf> {
     match dataset {
         Dataset::File(path) => Ok(path.clone()),
         Dataset::Demo => {

@@ -126,7 +126,15 @@ mod tests {
     #[test]
     fn success_names_the_files_and_the_losses() {
         let text = render(&done(), false);
-        for part in ["60 steps", "2.5 s", "7.2500 -> 2.5000", "validation 3.0000", "out/adapter", "out/dataset_report.json", "careful"] {
+        for part in [
+            "60 steps",
+            "2.5 s",
+            "7.2500 -> 2.5000",
+            "validation 3.0000",
+            "out/adapter",
+            "out/dataset_report.json",
+            "careful",
+        ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         let json: Value = serde_json::from_str(&render(&done(), true)).unwrap();

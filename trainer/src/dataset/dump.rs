@@ -4,12 +4,7 @@ use std::{collections::HashMap, io::Write, path::Path};
 
 use serde::Serialize;
 
-use super::{
-    encode::TextTokenizer,
-    random::hash,
-    records::Records,
-    store::TokenStore,
-};
+use super::{encode::TextTokenizer, random::hash, records::Records, store::TokenStore};
 use crate::{Error, Result, batch::IGNORED};
 
 /// So many bytes of the dataset file are looked at together.

@@ -106,7 +106,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (model, dataset) = (folder.path().join("model"), folder.path().join("data.jsonl"));
         write_tokenizer(&model).unwrap();
-        let lines: Vec<String> = golden.cases.iter().map(|case| json!({ "messages": case.turns }).to_string()).collect();
+        let lines: Vec<String> =
+            golden.cases.iter().map(|case| json!({ "messages": case.turns }).to_string()).collect();
         fs::write(&dataset, lines.join("\n")).unwrap();
         let data = read(folder.path(), &dataset, &Parameters::default());
         let store = data.training();
@@ -123,7 +124,10 @@ mod tests {
             }
             let mask: Vec<u8> = case.labels.iter().map(|label| u8::from(*label != IGNORED)).collect();
             assert_eq!((&line["input_ids"], &line["assistant_mask"]), (&json!(case.tokens), &json!(mask)));
-            assert_eq!((&line["line"], &line["conversation"]), (&json!(index + 1), &json!(format!("line-{}", index + 1))));
+            assert_eq!(
+                (&line["line"], &line["conversation"]),
+                (&json!(index + 1), &json!(format!("line-{}", index + 1)))
+            );
         }
     }
 

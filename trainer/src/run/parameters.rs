@@ -108,7 +108,7 @@ impl Default for Parameters {
 pub enum PrecisionKind {
     /// NF4 with double quantisation.
     Nf4,
-    /// As the checkpoint has it.
+    /// As `f32`.
     Full,
 }
 

@@ -81,7 +81,7 @@ const ITEMS: &[Item] = &[
         "An expert without a token in a step keeps its optimiser state (`skip`) or sees a zero gradient (`zero`).",
     ),
     item(&["router_aux_loss"], Flag, "Adds the router's load-balancing loss, with the model's own coefficient."),
-    item(&["base_precision"], OneOf(&["nf4", "full"]), "The frozen base in NF4 with double quantisation, or as it is."),
+    item(&["base_precision"], OneOf(&["nf4", "full"]), "The frozen base in NF4 with double quantisation, or in f32."),
     item(
         &["adapter_dialect"],
         OneOf(&["per_expert", "fused"]),

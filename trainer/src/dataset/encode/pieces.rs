@@ -138,10 +138,31 @@ fn contraction(after: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use tokenizers::{
+        OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
+        pre_tokenizers::split::{Split, SplitPattern},
+    };
+
     use super::*;
 
+    static PIECES: LazyLock<Pieces> = LazyLock::new(|| Pieces::new().unwrap());
+    static SPLIT: LazyLock<Split> = LazyLock::new(|| {
+        Split::new(SplitPattern::Regex(PATTERN.into()), SplitDelimiterBehavior::Isolated, false).unwrap()
+    });
+
+    /// What the tokenizer's own pre-tokeniser makes of a text.
+    fn expected(text: &str) -> Vec<String> {
+        let mut splits = PreTokenizedString::from(text);
+        SPLIT.pre_tokenize(&mut splits).unwrap();
+        let splits = splits.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect()
+    }
+
     fn pieces(text: &str) -> Vec<&str> {
-        let pieces = Pieces::new().unwrap();
+        let pieces = &*PIECES;
         let mut list = Vec::new();
         let mut start = 0;
         while start < text.len() {
@@ -161,6 +182,31 @@ mod tests {
         assert_eq!(pieces("a  \n \n  b"), ["a", "  \n \n", " ", " b"]);
         assert_eq!(pieces("a   "), ["a", "   "]);
         assert_eq!(pieces("a\u{a0}!\tb\u{a0}c"), ["a", "\u{a0}", "!", "\tb", "\u{a0}c"]);
+    }
+
+    #[test]
+    fn every_character_falls_where_the_expression_puts_it() {
+        let all: Vec<char> = (0..=0xe_0200).filter_map(char::from_u32).collect();
+        for block in all.chunks(256) {
+            let text: String = block.iter().flat_map(|c| ['a', *c, 'b', ' ', *c, '\'', *c, '\n']).collect();
+            assert_eq!(pieces(&text), expected(&text));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_falls_into_the_pieces_of_the_expression(
+            parts in prop::collection::vec(prop_oneof![
+                "[ \t\r\n\u{a0}\u{3000}\u{85}]{0,5}",
+                "'(?i:s|t|re|ve|m|ll|d|\u{17f})?",
+                "[a-zA-Z0-9'. \n]{0,8}",
+                "\\PC{0,8}",
+                "[\u{0}-\u{10ffff}]{0,4}",
+            ], 0..12),
+        ) {
+            let text = parts.concat();
+            prop_assert_eq!(pieces(&text), expected(&text));
+        }
     }
 
     #[test]

@@ -154,9 +154,12 @@ fn describe_file(
         facts.template_notes.push("the model's tokenizer names no end-of-text token; texts end without one".to_owned());
     }
     if facts.examples == 0 && facts.findings.count_of(Severity::Fatal) == 0 {
-        let message = match facts.findings.count_of(Severity::Skipped) {
-            0 => "the file has no example",
-            _ => "every example of the file was left out, each for a reason of its own",
+        let skipped = facts.findings.iter().filter(|finding| finding.severity() == Severity::Skipped);
+        let message = match skipped.min_by_key(|finding| finding.line) {
+            None => "the file has no example".to_owned(),
+            Some(first) => {
+                format!("every example was left out, the first, on line {}, because: {}", first.line, first.message)
+            }
         };
         facts.findings.push(Finding::new(FindingKind::NothingToTrainOn, 1, message));
     }

@@ -204,7 +204,8 @@ fn a_file_of_which_nothing_is_left_is_fatal_too() {
     let setup = Setup::new(&[line("a", &["Q", &"far too long ".repeat(80)])]);
     let prepared = setup.prepare();
     let text = prepared.fatal().unwrap();
-    assert!(text.contains(", 1 problem: every example of the file was left out"), "{text}");
+    let told = ", 1 problem: line 1: every example was left out, the first, on line 1, because: the last answer has";
+    assert!(text.contains(told), "{text}");
     assert!(kinds(&prepared).contains(&(FindingKind::TargetTooLong, 1)));
     assert!(Setup::new(&[]).prepare().fatal().is_some());
 }

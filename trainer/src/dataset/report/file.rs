@@ -152,7 +152,8 @@ impl FileReport {
             let (times, name, meaning) = (count.count, kind.name(), kind.meaning());
             warnings.push(format!("{}: {times} × {name}{first}: {meaning}", self.name));
         }
-        let quiet = self.counts_of(Severity::Kept).filter(|count| !told(count) && count.kind != FindingKind::HistoryCut);
+        let quiet =
+            self.counts_of(Severity::Kept).filter(|count| !told(count) && count.kind != FindingKind::HistoryCut);
         let quiet: Vec<String> = quiet.map(|count| format!("{} × {}", count.count, count.kind.name())).collect();
         if !quiet.is_empty() {
             warnings.push(format!("{}: used, and worth a look: {}; see {REPORT_FILE}", self.name, quiet.join(", ")));

@@ -3,14 +3,12 @@
 mod fields;
 mod file;
 mod lengths;
+mod plan;
 mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashSet,
-    path::Path,
-};
+use std::{collections::HashSet, path::Path};
 
 use serde::Serialize;
 
@@ -27,6 +25,7 @@ use crate::{Error, Result, artifacts::atomic};
 pub use fields::documentation;
 pub use file::{FileReport, FindingCount, Truncations};
 pub use lengths::{Bucket, Lengths};
+pub use plan::{PackingReport, SideReport, SplitKind, SplitReport, StepsReport};
 use summary::counted;
 
 /// The name of the report in a job's output folder.
@@ -116,65 +115,6 @@ pub struct TemplateReport {
     pub source: String,
     /// What is worth knowing about it.
     pub notes: Vec<String>,
-}
-
-/// Who is on which side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SplitReport {
-    /// `conversation`: some conversations of the file are kept for validation; `file`: there is a file of its own;
-    /// `none`: everything is learnt.
-    pub by: SplitKind,
-    /// To learn from.
-    pub training: SideReport,
-    /// To measure with.
-    pub validation: SideReport,
-}
-
-/// How the validation side is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SplitKind {
-    /// There is none.
-    None,
-    /// Some conversations of the training file.
-    Conversation,
-    /// A file of its own.
-    File,
-}
-
-/// One side of the split.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SideReport {
-    /// Examples.
-    pub examples: u64,
-    /// Conversations.
-    pub conversations: u64,
-    /// Tokens, after cutting.
-    pub tokens: u64,
-    /// Tokens that are learnt or measured.
-    pub learnt_tokens: u64,
-}
-
-/// How examples are put into micro-batches. The numbers are those of the first epoch; other epochs have another order.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PackingReport {
-    /// Most tokens of a micro-batch.
-    pub capacity: u32,
-    /// Micro-batches of an epoch.
-    pub micro_batches_per_epoch: u64,
-    /// Share of the capacity that real tokens fill.
-    pub fill_share: f64,
-    /// Share of the computed tokens that is padding.
-    pub padding_share: f64,
-}
-
-/// Optimiser steps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct StepsReport {
-    /// Of one epoch.
-    pub per_epoch: u64,
-    /// Of the whole run.
-    pub total: u64,
 }
 
 /// A file that was read.
@@ -285,7 +225,8 @@ impl DatasetReport {
 
     /// What the run's owner should know, in short.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self.template.notes.iter().map(|note| format!("chat template: {note}")).collect();
+        let mut warnings: Vec<String> =
+            self.template.notes.iter().map(|note| format!("chat template: {note}")).collect();
         for file in self.files() {
             warnings.extend(file.warnings(self.settings.max_seq_length));
         }
@@ -313,7 +254,7 @@ impl DatasetReport {
             return format!("refused: {count}; correct the file and check it again");
         }
         let skipped: u64 = self.files().map(|file| file.skipped).sum();
-        let left_out = if skipped == 0 { String::new() } else { format!("; {skipped} left out, see the findings") };
+        let left_out = if skipped == 0 { String::new() } else { format!("; {skipped} left out") };
         let sides = &self.split;
         format!(
             "ready: {} to learn from, {} to measure with, {}{left_out}",
@@ -363,43 +304,6 @@ fn findings_across(training: &[Document], validation: &Source<'_>) -> Result<Fin
         }
     }
     Ok(findings)
-}
-
-// === impl SideReport ===
-
-impl SideReport {
-    fn new(documents: &[Document], side: &[u32]) -> Self {
-        let chosen = || side.iter().map(|&index| &documents[index as usize]);
-        Self {
-            examples: side.len() as u64,
-            conversations: chosen().map(|document| document.conversation).collect::<HashSet<_>>().len() as u64,
-            tokens: chosen().map(|document| u64::from(document.tokens)).sum(),
-            learnt_tokens: chosen().map(|document| u64::from(document.targets)).sum(),
-        }
-    }
-}
-
-// === impl PackingReport ===
-
-impl PackingReport {
-    fn new(documents: &[Document], training: &[u32], settings: &Settings) -> Result<Self> {
-        let packing = settings.packing();
-        let (mut micro_batches, mut tokens, mut places) = (0u64, 0u64, 0u64);
-        for step in batches::epoch_steps(training, settings.batch_size, settings.seed, 1) {
-            for bin in packing.bins(documents, &step)? {
-                let real: u64 = bin.documents.iter().map(|&index| u64::from(documents[index as usize].tokens)).sum();
-                micro_batches += 1;
-                tokens += real;
-                places += bin.padded_to.map_or(real, |row| u64::from(row) * bin.documents.len() as u64);
-            }
-        }
-        Ok(Self {
-            capacity: packing.capacity,
-            micro_batches_per_epoch: micro_batches,
-            fill_share: share(tokens, micro_batches * u64::from(packing.capacity)),
-            padding_share: share(places - tokens, places),
-        })
-    }
 }
 
 /// A share with four digits behind the point; 0 of nothing.

@@ -40,7 +40,11 @@ impl Display for DatasetReport {
             write_findings(out, file)?;
         }
         out.write_char('\n')?;
-        row(out, if self.ready { "Ready" } else { "Refused" }, self.verdict.split_once(": ").map_or("", |parts| parts.1))
+        row(
+            out,
+            if self.ready { "Ready" } else { "Refused" },
+            self.verdict.split_once(": ").map_or("", |parts| parts.1),
+        )
     }
 }
 
@@ -282,10 +286,7 @@ mod tests {
     #[test]
     fn bars_are_to_scale_and_the_scale_is_said() {
         let text = histogram(&[bucket(1, 32, 3), bucket(33, 48, 0), bucket(49, 64, 1)]);
-        assert_eq!(
-            text,
-            "             1 - 32 | ### 3\n            33 - 48 |  0\n            49 - 64 | # 1\n"
-        );
+        assert_eq!(text, "             1 - 32 | ### 3\n            33 - 48 |  0\n            49 - 64 | # 1\n");
         let text = histogram(&[bucket(769, 1024, 120), bucket(1025, 1536, 1), bucket(1537, 2048, 7)]);
         let bar = "#".repeat(40);
         let expected = format!(

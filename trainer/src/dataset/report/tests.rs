@@ -75,7 +75,8 @@ fn everything(file: &TestFile) -> Vec<u32> {
 
 /// The report of a file that is learnt whole, or split by its last document.
 pub(super) fn report_of(training: &TestFile, validation: Option<&TestFile>) -> DatasetReport {
-    let mut split = Split { training: everything(training), validation: validation.map(everything).unwrap_or_default() };
+    let mut split =
+        Split { training: everything(training), validation: validation.map(everything).unwrap_or_default() };
     if validation.is_none() && split.training.len() > 1 {
         split.validation.extend(split.training.pop());
     }
@@ -121,7 +122,10 @@ fn fields_have_their_order_and_the_file_is_whole() {
     let path = folder.path().join(REPORT_FILE);
     report.write(&path).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text.starts_with("{\n  \"report_version\": 1,\n  \"ready\": true,\n  \"verdict\": \"ready: 1 example to"), "{text}");
+    assert!(
+        text.starts_with("{\n  \"report_version\": 1,\n  \"ready\": true,\n  \"verdict\": \"ready: 1 example to"),
+        "{text}"
+    );
     let places: Vec<_> = ["statistics", "settings", "template", "training", "validation", "split", "packing", "steps"]
         .iter()
         .map(|name| text.find(&format!("\n  \"{name}\": ")).unwrap())
@@ -147,7 +151,10 @@ fn a_refusal_has_the_first_findings_by_line_and_says_where_the_others_are() {
     let report = report_of(&training, None);
     assert!(!report.ready);
     let text = report.refusal(Path::new("out/dataset_report.json")).unwrap().to_string();
-    assert!(text.contains("data.jsonl, 16 fatal findings\n  line 7: message of line 7 (unknown_role)\n  line 20: "), "{text}");
+    assert!(
+        text.contains("data.jsonl, 16 fatal findings\n  line 7: message of line 7 (unknown_role)\n  line 20: "),
+        "{text}"
+    );
     assert!(text.contains("line 28: ") && !text.contains("line 29: "), "{text}");
     assert!(text.contains("… and 6 more") && text.ends_with("all findings are in out/dataset_report.json"), "{text}");
 }
@@ -219,7 +226,7 @@ fn the_summary_shows_everything_and_ends_with_the_verdict() {
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
-    let last = text.lines().rev().nth(0).unwrap();
+    let last = text.lines().next_back().unwrap();
     assert!(last.starts_with("Ready       2 examples to learn from"), "{last}");
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     assert!(!text.contains('\x1b'));

@@ -160,6 +160,7 @@ impl Reply {
         let (status, range, body) = self.part(seen);
         stream.write_all(self.head(status, range, body.len()).as_bytes()).await?;
         if self.endless {
+            // Ends with the error of a client that has gone.
             loop {
                 stream.write_all(b"x-more: and more and more and more\r\n").await?;
             }

@@ -84,14 +84,8 @@ impl<'a> Download<'a> {
         };
         if let Err(error) = outcome {
             let keeps = error.keeps_what_is_there();
-            let kept = spawn_blocking(move || {
-                if keeps {
-                    return partial.keep();
-                }
-                partial.discard();
-                Ok(())
-            })
-            .await;
+            let end = if keeps { Partial::keep } else { Partial::discard };
+            let kept = spawn_blocking(move || end(partial)).await;
             if let Ok(Err(problem)) = kept {
                 tracing::warn!("what was fetched so far cannot be kept: {problem}");
             }

@@ -226,7 +226,7 @@ fn the_summary_shows_everything_and_ends_with_the_verdict() {
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
-    let last = text.lines().rev().nth(0).unwrap();
+    let last = text.lines().next_back().unwrap();
     assert!(last.starts_with("Ready       2 examples to learn from"), "{last}");
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     assert!(!text.contains('\x1b'));
@@ -237,5 +237,5 @@ fn the_summary_of_a_refused_file_says_so() {
     let report = report_of(&file(&[]).find(FindingKind::InvalidJson, [3]), None);
     let text = report.to_string();
     assert!(text.contains("  fatal, 1 × invalid_json"), "{text}");
-    assert!(text.lines().last().unwrap().starts_with("Refused     1 fatal finding;"), "{text}");
+    assert!(text.lines().next_back().unwrap().starts_with("Refused     1 fatal finding;"), "{text}");
 }

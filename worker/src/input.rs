@@ -1,11 +1,16 @@
 //! What a job names, as files of this machine.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use brightrun_trainer::{
     demo,
     events::{Event, EventSink},
 };
+use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -13,6 +18,43 @@ use crate::{
     progress::Progress,
     storage::{self, FetchLimits, FetchProgress, S3Settings, Source, SourcePolicy},
 };
+
+/// What a person at the command line allows beside files and `https://` links to public addresses.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fetching")]
+pub(crate) struct FetchOptions {
+    /// Largest dataset that is fetched, also once it is decompressed.
+    #[arg(long, value_name = "BYTES", default_value_t = storage::MAX_BYTES)]
+    max_dataset_bytes: u64,
+    /// Allows links that are not encrypted.
+    #[arg(long)]
+    allow_http: bool,
+    /// Allows links to this machine and to private networks.
+    #[arg(long)]
+    allow_private_addresses: bool,
+    /// Trusts the authorities of this file as well.
+    #[arg(long, value_name = "FILE.pem")]
+    root_certificates: Option<PathBuf>,
+}
+
+// === impl FetchOptions ===
+
+impl FetchOptions {
+    fn policy(&self) -> anyhow::Result<SourcePolicy> {
+        let read = |path: &PathBuf| {
+            let certificates = fs::read(path).and_then(|pem| storage::certificates_from_pem(&pem));
+            certificates.with_context(|| format!("--root-certificates {}", path.display()))
+        };
+        Ok(SourcePolicy {
+            plain_http: self.allow_http,
+            private_addresses: self.allow_private_addresses,
+            max_bytes: self.max_dataset_bytes,
+            extra_root_certificates: self.root_certificates.as_ref().map(read).transpose()?.unwrap_or_default(),
+            s3: S3Settings::from_environment().map_err(anyhow::Error::msg)?,
+            ..SourcePolicy::local()
+        })
+    }
+}
 
 /// Longest part of a link that becomes a part of a file's name.
 const MAX_NAME: usize = 80;
@@ -31,7 +73,13 @@ pub(crate) fn base_model(model: &BaseModel, folder: &Path) -> anyhow::Result<(Pa
 
 /// The file of a dataset. What is no file of this machine yet becomes one in `folder`, which must exist; where it is
 /// fetched, its name begins with `purpose`.
-pub(crate) fn dataset(dataset: &Dataset, purpose: &str, folder: &Path, progress: &Progress) -> anyhow::Result<PathBuf> {
+pub(crate) fn dataset(
+    dataset: &Dataset,
+    purpose: &str,
+    folder: &Path,
+    options: &FetchOptions,
+    progress: &Progress,
+) -> anyhow::Result<PathBuf> {
     match dataset {
         Dataset::File(path) => Ok(path.clone()),
         Dataset::Demo => {
@@ -39,14 +87,13 @@ pub(crate) fn dataset(dataset: &Dataset, purpose: &str, folder: &Path, progress:
             demo::write_dataset(&path)?;
             Ok(path)
         }
-        Dataset::Remote(source) => fetch(source, &folder.join(file_name(purpose, source)), progress),
+        Dataset::Remote(source) => fetch(source, &folder.join(file_name(purpose, source)), options, progress),
     }
 }
 
 /// Brings a dataset to this machine, for a person at the command line.
-fn fetch(source: &Source, target: &Path, progress: &Progress) -> anyhow::Result<PathBuf> {
-    let s3 = S3Settings::from_environment().map_err(anyhow::Error::msg)?;
-    let policy = SourcePolicy { s3, ..SourcePolicy::local() };
+fn fetch(source: &Source, target: &Path, options: &FetchOptions, progress: &Progress) -> anyhow::Result<PathBuf> {
+    let policy = options.policy()?;
     tracing::info!("fetching {source}");
     let show = |now: FetchProgress| {
         let total = now.total.unwrap_or(now.bytes);

@@ -47,6 +47,8 @@ enum Command {
         /// Prints the result as JSON.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        fetching: input::FetchOptions,
     },
     /// Says what is in a dataset, what is wrong with it and what would be trained on; trains nothing.
     Validate(validate::Options),
@@ -67,8 +69,8 @@ pub fn run() -> ExitCode {
         .with_writer(move || writer.clone())
         .init();
     match arguments.command {
-        Command::Train { job, output, cache, json } => {
-            let outcome = train::train(&job, output, &cache, terminal);
+        Command::Train { job, output, cache, json, fetching } => {
+            let outcome = train::train(&job, output, &cache, &fetching, terminal);
             output::print(&outcome, json);
             ExitCode::from(outcome.exit_code())
         }

@@ -85,7 +85,7 @@ fn shown_segment(segment: &str) -> String {
 }
 
 fn looks_like_a_token(run: &str) -> bool {
-    let has = |kind: fn(&u8) -> bool| run.as_bytes().iter().any(|byte| kind(byte));
+    let has = |kind: fn(&u8) -> bool| run.as_bytes().iter().any(kind);
     let mixed = has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic);
     let capitals = has(u8::is_ascii_lowercase) && run.as_bytes().iter().skip(1).any(u8::is_ascii_uppercase);
     (run.len() >= TOKEN_RUN && mixed) || (run.len() >= TOKEN_LETTERS && capitals)

@@ -12,7 +12,7 @@ use brightrun_trainer::run::{self, RunSpec, RunSummary};
 use indicatif::MultiProgress;
 
 use crate::{
-    input,
+    input::{self, FetchOptions},
     job::{self, JobSpec, Problem},
     progress::Progress,
 };
@@ -52,14 +52,20 @@ impl Outcome {
 }
 
 /// Runs the job of a file.
-pub(crate) fn train(job_file: &Path, output: Option<PathBuf>, cache: &Path, terminal: MultiProgress) -> Outcome {
+pub(crate) fn train(
+    job_file: &Path,
+    output: Option<PathBuf>,
+    cache: &Path,
+    fetching: &FetchOptions,
+    terminal: MultiProgress,
+) -> Outcome {
     let job = match read_job(job_file).and_then(|job| all_there(&job).map(|()| job)) {
         Ok(job) => job,
         Err(problems) => return Outcome::Refused(problems),
     };
     let output = output.unwrap_or_else(|| Path::new("brightrun-output").join(&job.job_id));
     let begin = Instant::now();
-    match run_job(&job, &output, cache, terminal) {
+    match run_job(&job, &output, cache, fetching, terminal) {
         Ok(summary) => Outcome::Done { job_id: job.job_id, summary: Box::new(summary), time: begin.elapsed() },
         Err(error) => Outcome::Failed(format!("{error:#}")),
     }
@@ -93,17 +99,24 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn run_job(job: &JobSpec, output: &Path, cache: &Path, terminal: MultiProgress) -> anyhow::Result<RunSummary> {
+fn run_job(
+    job: &JobSpec,
+    output: &Path,
+    cache: &Path,
+    fetching: &FetchOptions,
+    terminal: MultiProgress,
+) -> anyhow::Result<RunSummary> {
     job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     std::fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
     let (model_dir, base_model_name) = input::base_model(&job.base_model, output)?;
     let progress = Progress::new(terminal);
-    let validation = job.validation.as_ref().map(|file| input::dataset(file, "validation", output, &progress));
+    let file = |dataset, purpose| input::dataset(dataset, purpose, output, fetching, &progress);
+    let validation = job.validation.as_ref().map(|dataset| file(dataset, "validation"));
     let spec = RunSpec {
         job_id: job.job_id.clone(),
         model_dir,
         base_model_name,
-        dataset: input::dataset(&job.dataset, "dataset", output, &progress)?,
+        dataset: file(&job.dataset, "dataset")?,
         validation_dataset: validation.transpose()?,
         output_dir: output.to_owned(),
         cache_dir: cache.to_owned(),

@@ -17,7 +17,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
-    input,
+    input::{self, FetchOptions},
     job::{self, BaseModel, Dataset, JobSpec},
     progress::Progress,
     train,
@@ -50,6 +50,8 @@ pub(crate) struct Options {
     /// Where tokenised datasets are kept.
     #[arg(long, value_name = "DIR", default_value = train::CACHE)]
     cache: PathBuf,
+    #[command(flatten)]
+    fetching: FetchOptions,
 }
 
 /// What `brightrun validate` found.
@@ -127,9 +129,9 @@ impl Request<'_> {
         let folder = self.options.cache.join("inputs");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let progress = Progress::new(terminal);
-        let dataset = input::dataset(&self.dataset, "dataset", &folder, &progress)?;
-        let validation = self.validation.as_ref().map(|file| input::dataset(file, "validation", &folder, &progress));
-        let validation = validation.transpose()?;
+        let file = |dataset, purpose| input::dataset(dataset, purpose, &folder, &self.options.fetching, &progress);
+        let dataset = file(&self.dataset, "dataset")?;
+        let validation = self.validation.as_ref().map(|dataset| file(dataset, "validation")).transpose()?;
         let model_dir = match &self.model {
             Some(BaseModel::Folder(folder)) => folder.clone(),
             Some(BaseModel::Demo) | None => {

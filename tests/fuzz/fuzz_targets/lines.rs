@@ -17,7 +17,10 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(record.line() >= last_line && record.line() <= breaks + 1);
             last_line = record.line();
             let parsed = record.parse();
-            assert_eq!(parsed.example.is_none(), parsed.findings.iter().any(|finding| finding.severity() < Severity::Kept));
+            assert_eq!(
+                parsed.example.is_none(),
+                parsed.findings.iter().any(|finding| finding.severity() < Severity::Kept)
+            );
             examples += u64::from(parsed.example.is_some());
         }
     }

@@ -159,8 +159,10 @@ impl Reply {
         }
         let (status, range, body) = self.part(seen);
         stream.write_all(self.head(status, range, body.len()).as_bytes()).await?;
-        while self.endless {
-            stream.write_all(b"x-more: and more and more and more\r\n").await?;
+        if self.endless {
+            loop {
+                stream.write_all(b"x-more: and more and more and more\r\n").await?;
+            }
         }
         stream.write_all(b"\r\n").await?;
         let cut = self.cut.map_or(body.len(), |cut| cut.min(body.len()));

@@ -57,13 +57,17 @@ fn report(spec: &RunSpec) -> Value {
     serde_json::from_slice(&fs::read(spec.output_dir.join(REPORT_FILE)).unwrap()).unwrap()
 }
 
-/// The first step is the same up to rounding; after it AdamW turns the rounding of tiny gradients into whole steps.
 #[test]
 fn packing_changes_neither_losses_nor_gradients() {
     let folder = tempfile::tempdir().unwrap();
-    let packed = demo_job(folder.path(), "packed");
+    let mut packed = demo_job(folder.path(), "packed");
     let mut padded = demo_job(folder.path(), "padded");
     padded.parameters.packing = false;
+    // AdamW's first updates are the learning rate with the gradient's sign, so rounding alone moves a parameter whose
+    // gradient is next to nothing by twice that: small steps keep what is compared comparable.
+    for spec in [&mut packed, &mut padded] {
+        spec.parameters.learning_rate = 1e-5;
+    }
     let outcomes = [&packed, &padded].map(|spec| {
         let recorder = Recorder::default();
         let summary = run(spec, &recorder).unwrap();
@@ -73,10 +77,9 @@ fn packing_changes_neither_losses_nor_gradients() {
     assert_eq!((packed_steps.len(), padded_steps.len()), (3, 3));
     for (a, b) in packed_steps.iter().zip(&padded_steps) {
         assert_eq!((a.tokens, a.target_tokens), (b.tokens, b.target_tokens));
-        let (loss, norm) = if a.step == 1 { (1e-6, 1e-4) } else { (1e-4, 1e-2) };
-        assert!((a.loss / b.loss - 1.0).abs() < loss, "step {}: {} packed, {} padded", a.step, a.loss, b.loss);
+        assert!((a.loss / b.loss - 1.0).abs() < 1e-5, "step {}: {} packed, {} padded", a.step, a.loss, b.loss);
         let norms = (a.gradient_norm, b.gradient_norm);
-        assert!((norms.0 / norms.1 - 1.0).abs() < norm, "step {}: {norms:?}", a.step);
+        assert!((norms.0 / norms.1 - 1.0).abs() < 1e-3, "step {}: {norms:?}", a.step);
     }
     assert!((packed_validation / padded_validation - 1.0).abs() < 1e-4, "{packed_validation} {padded_validation}");
     let (packed, padded) = (report(&packed), report(&padded));

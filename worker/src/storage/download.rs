@@ -84,7 +84,14 @@ impl<'a> Download<'a> {
         };
         if let Err(error) = outcome {
             let keeps = error.keeps_what_is_there();
-            let kept = spawn_blocking(move || if keeps { partial.keep() } else { Ok(partial.discard()) }).await;
+            let kept = spawn_blocking(move || {
+                if keeps {
+                    return partial.keep();
+                }
+                partial.discard();
+                Ok(())
+            })
+            .await;
             if let Ok(Err(problem)) = kept {
                 tracing::warn!("what was fetched so far cannot be kept: {problem}");
             }

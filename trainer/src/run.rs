@@ -301,11 +301,7 @@ fn take_step(
         loss_sum += report.loss_sum;
         seen += report.targets;
     }
-    if seen != targets {
-        return Err(Error::Invalid(format!(
-            "step {number} has {seen} targets where the dataset says {targets}; empty the cache folder and run again"
-        )));
-    }
+    same_targets(seen as u64, targets as u64)?;
     let loss = loss_sum / targets as f64;
     if !loss.is_finite() {
         return Err(Error::Invalid(format!("the loss of step {number} is {loss}; try a lower learning rate")));
@@ -323,7 +319,18 @@ fn validate(learner: &Learner, data: &Data) -> Result<f64> {
         loss_sum += report.loss_sum;
         targets += report.targets;
     }
+    same_targets(targets as u64, data.report().split.validation.learnt_tokens)?;
     Ok(loss_sum / targets as f64)
+}
+
+/// What was read from the store is what its list of documents says.
+fn same_targets(seen: u64, expected: u64) -> Result<()> {
+    if seen == expected {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the tokenised dataset has {seen} targets where its list says {expected}; empty the cache folder and run again"
+    )))
 }
 
 fn save(spec: &RunSpec, learner: &Learner, watch: &Watch) -> Result<()> {

@@ -121,7 +121,7 @@ fn validate_ends_with_1_for_fatal_findings_and_what_cannot_be_read() {
     let output = brightrun(folder.path(), &["validate", "data.jsonl"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("line 4: ") && text.lines().last().unwrap().starts_with("Refused  "), "{text}");
+    assert!(text.contains("line 4: ") && text.lines().next_back().unwrap().starts_with("Refused  "), "{text}");
     assert!(!text.contains('\u{1b}'));
 
     let output = brightrun(folder.path(), &["validate", "absent.jsonl"]);

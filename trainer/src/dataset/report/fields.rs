@@ -27,7 +27,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("settings.max_steps", "Limit of optimiser steps, or null."),
     ("settings.validation_split", "As the job has it."),
     ("settings.seed", "Seed of order and split."),
-    ("rough_tokens", "No model was named: a small tokenizer counted, and numbers of tokens are rough."),
+    ("rough_tokens", "No base model was at hand: a small tokenizer counted, and numbers of tokens are rough."),
     ("template.source", "Where the chat template comes from."),
     ("template.notes", "What is worth knowing about it."),
     ("training.name", "Name of the file, without folders."),

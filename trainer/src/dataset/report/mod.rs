@@ -48,7 +48,7 @@ pub struct DatasetReport {
     pub statistics: Statistics,
     /// The parameters of the job that decide what becomes of the dataset.
     pub settings: Settings,
-    /// No model was named, so a small tokenizer counted: numbers of tokens are rough.
+    /// No base model was at hand, so a small tokenizer counted: numbers of tokens are rough.
     pub rough_tokens: bool,
     /// The chat template.
     pub template: TemplateReport,

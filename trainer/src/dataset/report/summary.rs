@@ -18,8 +18,8 @@ impl Display for DatasetReport {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         write_file(out, "Dataset", &self.training)?;
         if self.rough_tokens {
-            let text = "no base model was named, so a small tokenizer of our own counts: numbers of tokens, cuts and steps are \
-                        rough, and most models need fewer tokens";
+            let text = "no base model is at hand (--model DIR), so a small tokenizer of our own counts: numbers of tokens \
+                        and cuts are rough, and most models need fewer tokens";
             row(out, "Rough", text)?;
         }
         row(out, "Template", &printable(&self.template.source))?;

@@ -237,5 +237,5 @@ fn the_summary_of_a_refused_file_says_so() {
     let report = report_of(&file(&[]).find(FindingKind::InvalidJson, [3]), None);
     let text = report.to_string();
     assert!(text.contains("  fatal, 1 × invalid_json"), "{text}");
-    assert!(text.lines().last().unwrap().starts_with("Refused     1 fatal finding;"), "{text}");
+    assert!(text.lines().next_back().unwrap().starts_with("Refused     1 fatal finding;"), "{text}");
 }

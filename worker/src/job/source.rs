@@ -6,7 +6,7 @@ use brightrun_trainer::demo;
 use serde_json::Value;
 
 use super::fields::{Field, Findings, Problem, shown};
-use crate::storage::Source;
+use crate::{redacted::shown_file, storage::Source};
 
 /// A base model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Dataset {
     pub(crate) fn check(&self, field: &str) -> Option<Problem> {
         let Self::File(path) = self else { return None };
         let missing = !path.is_file();
-        missing.then(|| Problem::new(field, format!("there is no file {:?}", path.display().to_string())))
+        missing.then(|| Problem::new(field, format!("there is no file {:?}", shown_file(path))))
     }
 }
 

@@ -196,6 +196,9 @@ fn links_are_kept_and_not_shown() {
     assert!(matches!(dataset, Dataset::Remote(_)) && !format!("{dataset:?}").contains("secret"), "{dataset:?}");
     assert!(matches!(Dataset::parse("s3://bucket/data.jsonl"), Ok(Dataset::Remote(_))));
     assert_eq!(dataset.check("dataset_url"), None);
+    // A link that lost its scheme is taken for a path.
+    let problem = Dataset::parse("host/data.jsonl?token=secret").unwrap().check("dataset_url").unwrap().to_string();
+    assert!(problem.contains("host/data.jsonl?…") && !problem.contains("secret"), "{problem}");
 }
 
 /// The file is what `brightrun parameters` prints.

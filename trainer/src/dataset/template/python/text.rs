@@ -92,20 +92,16 @@ pub(super) fn capitalize(text: &str) -> String {
 
 /// `str.title`: every run of letters capitalised.
 pub(super) fn title(text: &str) -> String {
-    let mut inside = false;
-    let mut titled = String::with_capacity(text.len());
-    for character in text.chars() {
-        match inside {
-            false => titled.extend(character.to_uppercase()),
-            true => titled.extend(character.to_lowercase()),
-        }
-        inside = character.is_uppercase() || character.is_lowercase();
-    }
-    titled
+    titled(text, |character| character.is_uppercase() || character.is_lowercase())
 }
 
 /// Jinja2's filter `title`: every word capitalised; a word ends at white space, a hyphen or an opening bracket.
 pub(super) fn title_words(text: &str) -> String {
+    titled(text, |character| !is_space(character) && !matches!(character, '-' | '(' | '{' | '[' | '<'))
+}
+
+/// Upper case after a character that is not inside a word, lower case after one that is.
+fn titled(text: &str, is_inside: impl Fn(char) -> bool) -> String {
     let mut inside = false;
     let mut titled = String::with_capacity(text.len());
     for character in text.chars() {
@@ -113,7 +109,7 @@ pub(super) fn title_words(text: &str) -> String {
             false => titled.extend(character.to_uppercase()),
             true => titled.extend(character.to_lowercase()),
         }
-        inside = !is_space(character) && !matches!(character, '-' | '(' | '{' | '[' | '<');
+        inside = is_inside(character);
     }
     titled
 }

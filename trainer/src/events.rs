@@ -1,9 +1,10 @@
-//! What a run tells whoever started it, while it goes. Events carry no wall time: who receives them has a clock.
+//! What a run tells whoever started it, while it goes. Times in them are those of the run's
+//! [`Clock`](crate::clock::Clock).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Something that happened in a run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The run entered a stage.
@@ -43,6 +44,29 @@ pub enum Event {
         loss: f64,
         /// `exp(loss)`.
         perplexity: f64,
+        /// No evaluation before it had a lower loss.
+        best: bool,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// How the routed experts are used and how far the adapters have come, layer by layer.
+    Health {
+        /// After this optimiser step.
+        step: u64,
+        /// Every layer with routed experts, and every layer with an adapter.
+        layers: Vec<LayerHealth>,
+    },
+    /// The run goes on from a checkpoint.
+    Resumed {
+        /// Steps that are taken already.
+        step: u64,
+    },
+    /// A checkpoint is complete.
+    Saved {
+        /// After this optimiser step.
+        step: u64,
+        /// Its size.
+        bytes: u64,
     },
     /// Something that does not stop the run and that its owner should know.
     Warning {
@@ -59,7 +83,7 @@ pub enum Event {
 }
 
 /// Where a run is; the names are those the platform shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The dataset is read.
@@ -77,7 +101,7 @@ pub enum Stage {
 }
 
 /// One optimiser step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Counted from 1.
     pub step: u64,
@@ -97,6 +121,55 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// Tokens of this step that had a target.
     pub target_tokens: u64,
+    /// Tokens a second of this step; 0 where the clock stands still.
+    pub tokens_per_second: f64,
+    /// Where the step's time went.
+    pub time: StepTime,
+    /// Most memory in use so far, where the caller can tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// How the routed experts were used, where the model has any.
+    pub experts: Option<ExpertUse>,
+}
+
+/// Where a step's time went, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// All of the step, from the end of the one before; evaluations and waiting for checkpoints are not in it.
+    pub total: f64,
+    /// Reading and packing.
+    pub data: f64,
+    /// Forward passes and the loss.
+    pub forward: f64,
+    /// Backward passes, recomputing included.
+    pub backward: f64,
+    /// Clipping and the optimiser.
+    pub optimizer: f64,
+    /// What is left of the total.
+    pub idle: f64,
+}
+
+/// How the routed experts of all layers were used in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ExpertUse {
+    /// Share of all routed experts that got no token.
+    pub idle_share: f64,
+    /// Tokens of a layer's busiest expert over those of its average one; the mean over layers.
+    pub imbalance: f64,
+    /// Entropy of the router's choice over a layer's experts, as a share of the greatest possible; the mean over layers.
+    pub router_entropy: f64,
+}
+
+/// One layer of [`Event::Health`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerHealth {
+    /// Counted from 0.
+    pub layer: usize,
+    /// Tokens of every expert since the last such event; empty where the layer has none.
+    pub tokens_per_expert: Vec<u64>,
+    /// As in [`ExpertUse`], for this layer; `None` where it has no experts.
+    pub router_entropy: Option<f64>,
+    /// Norm of the update `scale · B·A` of all its adapters together; `None` where it has none.
+    pub adapter_norm: Option<f64>,
 }
 
 /// Receives a run's events. It must be quick, and cannot fail: a run never waits for whoever watches it.
@@ -121,6 +194,10 @@ mod tests {
             gradient_norm: 0.5,
             tokens: 100,
             target_tokens: 40,
+            tokens_per_second: 50.0,
+            time: StepTime { total: 2.0, ..StepTime::default() },
+            peak_memory_bytes: None,
+            experts: None,
         });
         let json = serde_json::to_value(&step).unwrap();
         assert_eq!(json["event"], "step");

@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod artifacts;
 pub mod batch;
+pub mod clock;
 pub mod config;
 pub mod dataset;
 pub mod demo;
@@ -15,6 +16,7 @@ pub mod optim;
 pub mod run;
 pub mod schedule;
 pub mod step;
+pub mod stop;
 pub mod weights;
 
 pub use error::{Error, Result};

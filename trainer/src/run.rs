@@ -15,7 +15,7 @@ use crate::artifacts::loss_curve::{self, CurveSeries};
 use crate::artifacts::metrics::Metrics;
 use crate::config::ModelConfig;
 use crate::dataset::report::REPORT_FILE;
-use crate::events::{Event, EventSink, Stage, StepMetrics};
+use crate::events::{Event, EventSink, Stage, StepMetrics, StepTime};
 use crate::lora::{self, AdapterFormat, LoraPlan};
 use crate::model::Model;
 use crate::optim::Optimizer;
@@ -247,14 +247,19 @@ fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> R
                 gradient_norm: taken.gradient_norm,
                 tokens: taken.tokens,
                 target_tokens: taken.target_tokens,
+                tokens_per_second: 0.0,
+                time: StepTime::default(),
+                peak_memory_bytes: None,
+                experts: None,
             })?;
         }
         if data.has_validation() && outcome.epochs == epoch {
             watch.stage(Stage::Evaluating)?;
             let loss = validate(learner, data)?;
+            let best = outcome.validation_loss.is_none_or(|before| loss < before);
             outcome.validation_loss = Some(loss);
             watch.curve.validation.push((outcome.steps, loss));
-            watch.emit(Event::Evaluation { step: outcome.steps, loss, perplexity: loss.exp() })?;
+            watch.emit(Event::Evaluation { step: outcome.steps, loss, perplexity: loss.exp(), best, seconds: 0.0 })?;
             watch.stage(Stage::Training)?;
         }
     }

@@ -123,12 +123,17 @@ impl EventSink for Progress {
             }
             Event::Reading { bytes, total } => self.read(&mut state, *bytes, *total),
             Event::Step(metrics) => self.step(&mut state, metrics),
-            Event::Evaluation { step, loss, perplexity } => {
+            Event::Evaluation { step, loss, perplexity, .. } => {
                 state.validation = Some(*loss);
                 if state.bar.is_none() {
                     tracing::info!("after step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}");
                 }
             }
+            Event::Resumed { step } => tracing::info!("going on after step {step}"),
+            Event::Saved { step, bytes } => {
+                tracing::debug!("checkpoint after step {step}: {:.1} MiB", *bytes as f64 / f64::from(1 << 20));
+            }
+            Event::Health { .. } => {}
             Event::Warning { message } => tracing::warn!("{message}"),
             Event::Finished { .. } => drop(state.bar.take().inspect(ProgressBar::finish)),
         }
@@ -178,6 +183,8 @@ impl Write for LogWriter {
 
 #[cfg(test)]
 mod tests {
+    use brightrun_trainer::events::StepTime;
+
     use super::*;
 
     fn metrics(step: u64) -> StepMetrics {
@@ -191,6 +198,10 @@ mod tests {
             gradient_norm: 1.0,
             tokens: 100,
             target_tokens: 50,
+            tokens_per_second: 50.0,
+            time: StepTime::default(),
+            peak_memory_bytes: None,
+            experts: None,
         }
     }
 

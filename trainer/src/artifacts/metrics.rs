@@ -39,9 +39,12 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = Metrics::default();
         metrics.record(&Event::Stage { stage: Stage::Training }).unwrap();
-        metrics.record(&Event::Evaluation { step: 5, loss: 1.5, perplexity: 4.5 }).unwrap();
+        metrics.record(&Event::Evaluation { step: 5, loss: 1.5, perplexity: 4.5, best: true, seconds: 0.0 }).unwrap();
         metrics.write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text, "{\"event\":\"evaluation\",\"step\":5,\"loss\":1.5,\"perplexity\":4.5}\n");
+        assert_eq!(
+            text,
+            "{\"event\":\"evaluation\",\"step\":5,\"loss\":1.5,\"perplexity\":4.5,\"best\":true,\"seconds\":0.0}\n"
+        );
     }
 }

@@ -9,7 +9,7 @@ use brightrun_trainer::step::{Gradients, Position, Recompute, StepOptions, accum
 
 /// No dropout, no load-balancing loss, layers recomputed.
 pub const PLAIN: StepOptions =
-    StepOptions { recompute: Recompute::Layers, dropout: 0.0, seed: 7, aux_coefficient: None };
+    StepOptions { recompute: Recompute::Layers, dropout: 0.0, seed: 7, neftune_alpha: 0.0, aux_coefficient: None };
 
 /// What the micro-batches of one optimiser step gave.
 #[derive(Debug)]

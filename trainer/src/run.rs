@@ -216,6 +216,7 @@ fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> R
         recompute: Recompute::Layers,
         dropout: parameters.lora_dropout as f32,
         seed: parameters.seed,
+        neftune_alpha: parameters.neftune_noise_alpha as f32,
         aux_coefficient: parameters.router_aux_loss.then_some(learner.config.moe.aux_loss_coefficient),
     };
     watch.emit(Event::Started {

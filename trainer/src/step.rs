@@ -5,18 +5,24 @@
 //! the gradient of its output and gives the gradient of its input and of its adapters. Layers that keep their graph
 //! ([`Recompute::None`]) skip the second run; everything else is the same code, so both give the same bits.
 
+mod expert_use;
 mod gradients;
 mod load_balancing;
+mod noise;
+
+use std::time::Duration;
 
 use brightrun_kernels::dropout::splitmix;
 use brightrun_kernels::seed::seed;
 use candle_core::{Tensor, Var};
 
 use crate::batch::MicroBatch;
+use crate::clock::{Clock, Still};
 use crate::model::{LayerOutput, Model, PassDropout, RouterOutput};
 use crate::{Error, Result};
 use load_balancing::LoadBalancing;
 
+pub use expert_use::{ExpertCounts, LayerCounts};
 pub use gradients::Gradients;
 
 /// What is kept of the forward pass.
@@ -35,8 +41,10 @@ pub struct StepOptions {
     pub recompute: Recompute,
     /// Dropout on the LoRA path.
     pub dropout: f32,
-    /// Seed of the dropout masks.
+    /// Seed of the dropout masks and the noise.
     pub seed: u64,
+    /// Noise on the embeddings (NEFTune); 0 for none.
+    pub neftune_alpha: f32,
     /// Weight of the load-balancing loss, where it is on.
     pub aux_coefficient: Option<f64>,
 }
@@ -46,10 +54,12 @@ pub struct StepOptions {
 impl StepOptions {
     /// The dropout of a micro-batch: its masks follow from the seed and the position alone.
     pub fn pass_dropout(&self, position: Position) -> Option<PassDropout> {
-        (self.dropout > 0.0).then(|| PassDropout {
-            probability: self.dropout,
-            key: splitmix(self.seed ^ splitmix(position.step ^ splitmix(position.micro_batch))),
-        })
+        (self.dropout > 0.0).then(|| PassDropout { probability: self.dropout, key: self.key(position) })
+    }
+
+    /// Everything random of a micro-batch follows from this.
+    fn key(&self, position: Position) -> u64 {
+        splitmix(self.seed ^ splitmix(position.step ^ splitmix(position.micro_batch)))
     }
 }
 
@@ -62,6 +72,10 @@ pub struct MicroReport {
     pub targets: usize,
     /// Load-balancing loss, where it is on (without its coefficient).
     pub aux_loss: Option<f64>,
+    /// Time of the forward pass and the loss.
+    pub forward: Duration,
+    /// Time of the backward pass.
+    pub backward: Duration,
 }
 
 fn scalar(tensor: &Tensor) -> Result<f64> {
@@ -98,7 +112,8 @@ pub fn evaluate(model: &Model, batch: &MicroBatch, with_aux: bool) -> Result<Mic
         }
         false => None,
     };
-    Ok(MicroReport { loss_sum, targets: batch.target_count(), aux_loss: aux })
+    let (forward, backward) = Default::default();
+    Ok(MicroReport { loss_sum, targets: batch.target_count(), aux_loss: aux, forward, backward })
 }
 
 /// Position of a micro-batch in its optimiser step.
@@ -112,8 +127,7 @@ pub struct Position {
     pub micro_batches: u64,
 }
 
-/// Forward and backward of one micro-batch. `targets` is the number of targets in all micro-batches of the optimiser
-/// step, so that accumulated gradients are those of one large batch.
+/// [`accumulate_timed`] where nobody asks for the time.
 pub fn accumulate(
     model: &Model,
     batch: &MicroBatch,
@@ -122,6 +136,21 @@ pub fn accumulate(
     targets: usize,
     gradients: &mut Gradients,
 ) -> Result<MicroReport> {
+    accumulate_timed(model, batch, options, position, targets, gradients, &Still)
+}
+
+/// Forward and backward of one micro-batch. `targets` is the number of targets in all micro-batches of the optimiser
+/// step, so that accumulated gradients are those of one large batch.
+pub fn accumulate_timed(
+    model: &Model,
+    batch: &MicroBatch,
+    options: &StepOptions,
+    position: Position,
+    targets: usize,
+    gradients: &mut Gradients,
+    clock: &dyn Clock,
+) -> Result<MicroReport> {
+    let begin = clock.elapsed();
     check_lengths(batch)?;
     if targets == 0 {
         return Err(Error::Invalid("an optimiser step without a single target token cannot be taken".into()));
@@ -133,7 +162,11 @@ pub fn accumulate(
     let mut inputs = Vec::with_capacity(model.layers().len());
     let mut kept = Vec::with_capacity(model.layers().len());
     let mut routers = Vec::with_capacity(model.layers().len());
+    let validity = batch.documents.validity();
     let mut hidden = model.embed(&batch.tokens)?;
+    if options.neftune_alpha > 0.0 {
+        hidden = noise::add(&hidden, &batch.documents, options.neftune_alpha, options.key(position))?;
+    }
     for (index, layer) in model.layers().iter().enumerate() {
         let keep = options.recompute == Recompute::None && index >= first;
         let input = LayerInput::new(hidden, index > first)?;
@@ -144,21 +177,22 @@ pub fn accumulate(
         hidden = output.hidden.detach();
         if let Some(router) = &output.router {
             gradients.mark_hits(index, router);
+            gradients.experts.add(index, router, &validity)?;
         }
         routers.push(output.router.as_ref().filter(|_| options.aux_coefficient.is_some()).map(RouterOutput::detached));
         kept.push(keep.then_some(output));
         inputs.push((index >= first).then_some(input));
     }
     let share = 1.0 / position.micro_batches as f64;
-    let aux = options
-        .aux_coefficient
-        .and_then(|coefficient| LoadBalancing::new(&routers, &batch.documents.validity(), coefficient * share));
+    let aux =
+        options.aux_coefficient.and_then(|coefficient| LoadBalancing::new(&routers, &validity, coefficient * share));
     let report_aux = aux.as_ref().map(|aux| aux.value(&routers)).transpose()?;
 
     let last = Var::from_tensor(&hidden)?;
     drop(hidden);
     let loss = model.loss_sum(last.as_tensor(), &batch.targets, &pass)?;
-    let report = MicroReport { loss_sum: scalar(&loss)?, targets: batch.target_count(), aux_loss: report_aux };
+    let loss_sum = scalar(&loss)?;
+    let forward = clock.elapsed().saturating_sub(begin);
     let mut store = (loss * (1.0 / targets as f64))?.backward()?;
     gradients.take(&mut store)?;
     let mut upstream = store.remove(last.as_tensor());
@@ -172,7 +206,8 @@ pub fn accumulate(
         };
         upstream = layer_backward(&input, &output, upstream, aux.as_ref(), gradients)?;
     }
-    Ok(report)
+    let backward = clock.elapsed().saturating_sub(begin + forward);
+    Ok(MicroReport { loss_sum, targets: batch.target_count(), aux_loss: report_aux, forward, backward })
 }
 
 /// Layers before the first one that learns need no gradient at all.

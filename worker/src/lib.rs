@@ -12,7 +12,6 @@ mod validate;
 
 use std::{
     io::{self, IsTerminal},
-    path::PathBuf,
     process::ExitCode,
 };
 
@@ -35,25 +34,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Runs a job and leaves an adapter and a loss curve.
-    Train {
-        /// The job: a JSON file of the form {"input": {"dataset_url": ..., "hyperparameters": {...}}}.
-        job: PathBuf,
-        /// Where the files go [default: brightrun-output/<job_id>].
-        #[arg(long, value_name = "DIR")]
-        output: Option<PathBuf>,
-        /// Where tokenised datasets are kept for the next run.
-        #[arg(long, value_name = "DIR", default_value = train::CACHE)]
-        cache: PathBuf,
-        /// Prints the result as JSON.
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        fetching: input::FetchOptions,
-    },
+    Train(train::Options),
     /// Says what is in a dataset, what is wrong with it and what would be trained on; trains nothing.
     Validate(validate::Options),
     /// Prints the table of a job's parameters in Markdown.
-    Parameters,
+    Parameters {
+        /// Prints their JSON schema instead.
+        #[arg(long)]
+        schema: bool,
+    },
 }
 
 /// The program: reads the command line, does what it says, and gives the exit code.
@@ -69,9 +58,9 @@ pub fn run() -> ExitCode {
         .with_writer(move || writer.clone())
         .init();
     match arguments.command {
-        Command::Train { job, output, cache, json, fetching } => {
-            let outcome = train::train(&job, output, &cache, &fetching, terminal);
-            output::print(&outcome, json);
+        Command::Train(options) => {
+            let outcome = train::train(&options, terminal);
+            output::print(&outcome, options.json);
             ExitCode::from(outcome.exit_code())
         }
         Command::Validate(options) => {
@@ -79,8 +68,9 @@ pub fn run() -> ExitCode {
             output::print_verdict(&verdict, options.json);
             ExitCode::from(verdict.exit_code())
         }
-        Command::Parameters => {
-            output::write_to(&mut io::stdout().lock(), &job::parameter_table());
+        Command::Parameters { schema } => {
+            let text = if schema { format!("{:#}\n", job::parameter_schema()) } else { job::parameter_table() };
+            output::write_to(&mut io::stdout().lock(), &text);
             ExitCode::SUCCESS
         }
     }

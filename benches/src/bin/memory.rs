@@ -89,7 +89,7 @@ fn status(field: &str) -> Result<f64> {
 
 fn step(model: &Model, adapters: &Adapters, batch: &MicroBatch, keep: Keep, step: u64) -> Result<Gradients> {
     let recompute = if keep == Keep::Inputs { Recompute::Layers } else { Recompute::None };
-    let options = StepOptions { recompute, dropout: 0.0, seed: 0, aux_coefficient: None };
+    let options = StepOptions { recompute, dropout: 0.0, seed: 0, neftune_alpha: 0.0, aux_coefficient: None };
     let mut gradients = Gradients::new(adapters);
     let position = Position { step, micro_batch: 0, micro_batches: 1 };
     accumulate(model, batch, &options, position, batch.target_count(), &mut gradients)?;

@@ -119,7 +119,7 @@ fn main() -> Result<()> {
     let model = Model::load(&config, &checkpoint, &precision, &adapters)?;
     let mut optimizer = Optimizer::new(&adapters, OptimizerOptions::default());
     let recompute = if arguments.ckpt == 1 { Recompute::Layers } else { Recompute::None };
-    let step_options = StepOptions { recompute, dropout: 0.0, seed: 1, aux_coefficient: None };
+    let step_options = StepOptions { recompute, dropout: 0.0, seed: 1, neftune_alpha: 0.0, aux_coefficient: None };
     let batch = random_batch(&arguments)?;
     let before = resident::current_mib();
     let calibration = calibrate();

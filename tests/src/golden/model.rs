@@ -144,7 +144,8 @@ pub(super) fn train(source: &Source, fixture: &Fixture, unhit_experts: UnhitExpe
         ..OptimizerOptions::default()
     };
     let mut optimizer = Optimizer::new(&adapters, options);
-    let step_options = StepOptions { recompute: Recompute::Layers, dropout: 0.0, seed: 0, aux_coefficient: None };
+    let step_options =
+        StepOptions { recompute: Recompute::Layers, dropout: 0.0, seed: 0, neftune_alpha: 0.0, aux_coefficient: None };
     let (mut loss, mut grad_norm, mut first) = (vec![], vec![], AdapterTensors::new());
     for step in 0..settings.steps {
         let batch = &fixture.batches[step % fixture.batches.len()];

@@ -1,5 +1,7 @@
 //! The hyperparameters of a run, with the platform's defaults.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::report::Settings;
@@ -21,18 +23,36 @@ pub struct Parameters {
     pub schedule: Decay,
     /// How long the learning rate rises.
     pub warmup: WarmUp,
-    /// Examples per optimiser step.
+    /// Examples of a batch.
     pub batch_size: usize,
+    /// Batches of an optimiser step.
+    pub gradient_accumulation_steps: usize,
+    /// Most tokens of a micro-batch, where no single example is longer; `None`: planned.
+    pub micro_batch_tokens: Option<usize>,
+    /// Layers are computed again for the backward pass; `None`: planned.
+    pub recompute: Option<bool>,
     /// Passes over the training data.
     pub num_epochs: u32,
     /// Ends the run after so many optimiser steps, whatever the epochs say.
     pub max_steps: Option<u64>,
     /// The optimiser.
     pub optimizer: OptimizerKind,
+    /// Decay of the optimiser's first moment.
+    pub adam_beta1: f64,
+    /// Decay of its second moment.
+    pub adam_beta2: f64,
+    /// Added to the root of its second moment.
+    pub adam_epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// The learning rate of `B` over that of `A` (LoRA+).
+    pub loraplus_lr_ratio: f64,
+    /// Noise on the embeddings while training (NEFTune); 0 for none.
+    pub neftune_noise_alpha: f64,
+    /// An adapter to go on from, instead of a fresh one.
+    pub init_adapter: Option<PathBuf>,
     /// Rank of the adapter.
     pub lora_rank: usize,
     /// The adapter's scale is `alpha / rank` (`alpha / sqrt(rank)` with `use_rslora`).
@@ -65,7 +85,23 @@ pub struct Parameters {
     pub train_on_all_turns: bool,
     /// Share of the conversations that is kept for validation, where no validation file is given.
     pub validation_split: f64,
-    /// Seeds adapter, dropout, order and split.
+    /// The validation loss is measured after so many optimiser steps; `None`: after every pass over the data.
+    pub eval_steps: Option<u64>,
+    /// Ends the run after so many evaluations without a better validation loss.
+    pub early_stopping_patience: Option<u32>,
+    /// A validation loss is better if it is lower by more than this.
+    pub early_stopping_threshold: f64,
+    /// The adapter of the best evaluation is delivered instead of the last one; `None`: with early stopping.
+    pub load_best_at_end: Option<bool>,
+    /// Ends the run when the mean loss has grown to so many times its lowest; 0: never.
+    pub max_loss_growth: f64,
+    /// A checkpoint after so many optimiser steps.
+    pub save_steps: Option<u64>,
+    /// A checkpoint after so many minutes; 0: never.
+    pub save_minutes: f64,
+    /// So many checkpoints are kept, besides the best one.
+    pub keep_checkpoints: usize,
+    /// Seeds adapter, dropout, noise, order and split.
     pub seed: u64,
 }
 
@@ -76,11 +112,20 @@ impl Default for Parameters {
             schedule: Decay::Cosine,
             warmup: WarmUp::Ratio(0.1),
             batch_size: 4,
+            gradient_accumulation_steps: 1,
+            micro_batch_tokens: None,
+            recompute: None,
             num_epochs: 3,
             max_steps: None,
             optimizer: OptimizerKind::AdamW,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            loraplus_lr_ratio: 1.0,
+            neftune_noise_alpha: 0.0,
+            init_adapter: None,
             lora_rank: 16,
             lora_alpha: 32.0,
             lora_dropout: 0.05,
@@ -97,6 +142,14 @@ impl Default for Parameters {
             train_on_prompt: false,
             train_on_all_turns: false,
             validation_split: 0.1,
+            eval_steps: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+            load_best_at_end: None,
+            max_loss_growth: 3.0,
+            save_steps: None,
+            save_minutes: 10.0,
+            keep_checkpoints: 2,
             seed: 42,
         }
     }
@@ -129,10 +182,12 @@ impl Parameters {
     pub fn optimizer(&self) -> OptimizerOptions {
         OptimizerOptions {
             kind: self.optimizer,
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            epsilon: self.adam_epsilon,
             weight_decay: self.weight_decay,
             max_gradient_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
             unhit_experts: self.unhit_experts,
-            ..OptimizerOptions::default()
         }
     }
 
@@ -143,13 +198,28 @@ impl Parameters {
             train_on_prompt: self.train_on_prompt,
             train_on_all_turns: self.train_on_all_turns,
             packing: self.packing,
-            micro_batch_tokens: self.max_seq_length.max(MICRO_BATCH_TOKENS).try_into().unwrap_or(u32::MAX),
-            batch_size: self.batch_size,
+            micro_batch_tokens: self.micro_batch_tokens().try_into().unwrap_or(u32::MAX),
+            batch_size: self.examples_per_step(),
             num_epochs: self.num_epochs,
             max_steps: self.max_steps,
             validation_split: self.validation_split,
             seed: self.seed,
         }
+    }
+
+    /// Examples of an optimiser step.
+    pub fn examples_per_step(&self) -> usize {
+        self.batch_size.saturating_mul(self.gradient_accumulation_steps)
+    }
+
+    /// Most tokens of a micro-batch, an example's own length excepted.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS).max(self.max_seq_length)
+    }
+
+    /// Whether the adapter of the best evaluation is delivered.
+    pub fn delivers_best(&self) -> bool {
+        self.load_best_at_end.unwrap_or(self.early_stopping_patience.is_some())
     }
 
     /// How the base is loaded.

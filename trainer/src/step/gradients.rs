@@ -2,18 +2,20 @@
 
 use candle_core::{Tensor, Var, backprop::GradStore};
 
+use super::expert_use::ExpertCounts;
 use crate::Result;
 use crate::adapters::{Adapters, Parameter};
 use crate::model::RouterOutput;
 use crate::weights::expert_list;
 
-/// Gradients of all parameters, summed over micro-batches.
+/// Gradients of all parameters and the use of the experts, summed over micro-batches.
 #[derive(Debug)]
 pub struct Gradients {
     parameters: Vec<Parameter>,
     values: Vec<Option<Tensor>>,
     /// For parameters of routed experts: which experts had a row.
     hits: Vec<Vec<bool>>,
+    pub(super) experts: ExpertCounts,
 }
 
 // === impl Gradients ===
@@ -24,7 +26,7 @@ impl Gradients {
         let parameters = adapters.parameters();
         let hits =
             parameters.iter().map(|p| vec![false; p.experts.as_ref().map_or(0, |layout| layout.experts())]).collect();
-        Self { values: vec![None; parameters.len()], hits, parameters }
+        Self { values: vec![None; parameters.len()], hits, parameters, experts: ExpertCounts::default() }
     }
 
     /// The parameters, with the gradient of each (if any reached it) and, for routed experts, who had rows.
@@ -39,6 +41,11 @@ impl Gradients {
             Some(gradient) => Ok(gradient),
             None => Ok(var.as_tensor().zeros_like()?),
         }
+    }
+
+    /// How the routed experts were used.
+    pub fn experts(&self) -> &ExpertCounts {
+        &self.experts
     }
 
     pub(super) fn take(&mut self, store: &mut GradStore) -> Result<()> {

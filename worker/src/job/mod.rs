@@ -1,6 +1,7 @@
 //! The door: a platform's request in, a checked job or all its problems out.
 
 mod fields;
+mod gpu;
 mod parameters;
 mod source;
 
@@ -9,7 +10,8 @@ use serde_json::{Map, Value};
 
 pub(crate) use fields::Problem;
 use fields::{Findings, Object};
-pub(crate) use parameters::table as parameter_table;
+pub(crate) use gpu::GpuRequest;
+pub(crate) use parameters::{ParameterFlags, schema as parameter_schema, table as parameter_table};
 pub(crate) use source::{BaseModel, Dataset};
 
 /// Longest name of a job.
@@ -30,14 +32,32 @@ pub(crate) struct JobSpec {
     pub(crate) validation: Option<Dataset>,
     /// How.
     pub(crate) parameters: Parameters,
+    /// What it is to run on.
+    pub(crate) gpu: GpuRequest,
     /// What the request says that has no effect.
     pub(crate) warnings: Vec<String>,
 }
 
+/// What the command line says in place of a request, or beside it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overrides {
+    /// `job_id`.
+    pub(crate) job_id: Option<String>,
+    /// `dataset_url`.
+    pub(crate) dataset: Option<String>,
+    /// `validation_url`.
+    pub(crate) validation: Option<String>,
+    /// `base_model`.
+    pub(crate) base_model: Option<String>,
+    /// `hyperparameters`.
+    pub(crate) parameters: ParameterFlags,
+}
+
 /// Reads a request, or says everything that is wrong with it. `fallback_id` names a job that has no name of its own.
-pub(crate) fn parse(text: &str, fallback_id: &str) -> Result<JobSpec, Vec<Problem>> {
-    let request: Value =
+pub(crate) fn parse(text: &str, overrides: &Overrides, fallback_id: &str) -> Result<JobSpec, Vec<Problem>> {
+    let mut request: Value =
         serde_json::from_str(text).map_err(|error| vec![Problem::new("request", format!("is not JSON: {error}"))])?;
+    overrides.put_into(&mut request);
     let mut findings = Findings::default();
     let job = read_request(&request, fallback_id, &mut findings);
     match job {
@@ -64,7 +84,8 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
     let shared = (input.take(&["base_model"], findings), input.take(&["preset"], findings));
     let none = Value::Object(Map::new());
     let hyperparameters = input.take(&["hyperparameters"], findings).map_or(&none, |(_, value)| value);
-    for unused in input.take_unused(&["gpu_config", "callback_url"]) {
+    let gpu = input.take(&["gpu_config"], findings);
+    for unused in input.take_unused(&["callback_url"]) {
         findings.warnings.push(format!("{unused} has no effect when a job is run from a file"));
     }
     input.finish(findings);
@@ -74,6 +95,10 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
     let preset = hyperparameters.take_or(&["preset"], shared.1, findings);
     let parameters = parameters::read(&mut hyperparameters, preset, findings);
     hyperparameters.finish(findings);
+    if let Some(parameters) = &parameters {
+        parameters::check(parameters, validation.is_some(), findings);
+    }
+    let gpu = gpu::read(gpu, findings);
 
     let job_id = match job_id {
         Some((path, value)) => check_job_id(&path, value, findings),
@@ -91,8 +116,38 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
         dataset: dataset?,
         validation,
         parameters: parameters?,
+        gpu,
         warnings: Vec::new(),
     })
+}
+
+// === impl Overrides ===
+
+impl Overrides {
+    /// Replaces what the request says. What has not the shape of a request is left as it is, for the parser to refuse.
+    fn put_into(&self, request: &mut Value) {
+        let Some(input) = request.get_mut("input").and_then(Value::as_object_mut) else { return };
+        let mut put = |names: &[&str], value: &Option<String>| {
+            if let Some(value) = value {
+                names.iter().for_each(|name| drop(input.remove(*name)));
+                input.insert(names[0].to_owned(), Value::from(value.as_str()));
+            }
+        };
+        put(&["job_id"], &self.job_id);
+        put(&["dataset_url"], &self.dataset);
+        put(&["validation_url", "validation_dataset_url"], &self.validation);
+        put(&["base_model"], &self.base_model);
+        let given = input.entry("hyperparameters").or_insert_with(|| Value::Object(Map::new()));
+        if given.is_null() {
+            *given = Value::Object(Map::new());
+        }
+        if let Some(hyperparameters) = given.as_object_mut() {
+            if self.base_model.is_some() {
+                hyperparameters.remove("base_model");
+            }
+            self.parameters.put_into(hyperparameters);
+        }
+    }
 }
 
 /// A dataset as it is named on the command line.

@@ -11,11 +11,15 @@ fn with(hyperparameters: Value) -> Value {
 }
 
 fn job(request: &Value) -> JobSpec {
-    parse(&request.to_string(), "fallback").unwrap_or_else(|problems| panic!("{problems:?}"))
+    parse(&request.to_string(), &Overrides::default(), "fallback").unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
 fn problems(request: &Value) -> Vec<String> {
-    parse(&request.to_string(), "fallback").unwrap_err().iter().map(ToString::to_string).collect()
+    parse(&request.to_string(), &Overrides::default(), "fallback")
+        .unwrap_err()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
@@ -40,7 +44,7 @@ fn the_platforms_request_is_understood() {
         ..Parameters::default()
     };
     assert_eq!(job.parameters, expected);
-    assert_eq!(job.warnings, ["gpu_config has no effect when a job is run from a file"]);
+    assert_eq!((job.gpu.kind.as_deref(), job.warnings.len()), (Some("H100"), 0));
 }
 
 #[test]
@@ -66,14 +70,18 @@ fn what_is_not_said_has_the_default() {
 
 #[test]
 fn every_parameter_reaches_the_run() {
-    let given = json!({
+    let given: Value = serde_json::from_str(
+        r#"{
         "learning_rate": 0.001, "schedule": "linear", "warmup_ratio": 0.2, "batch_size": 3, "num_epochs": 2, "max_steps": 7,
         "optimizer": "adamw8bit", "weight_decay": 0.01, "max_grad_norm": 0.5, "lora_rank": 4, "lora_alpha": 8.5,
         "lora_dropout": 0.0, "use_rslora": true, "targets": ["q_proj", "mlp.gate"], "expert_rank": 2,
         "unhit_experts": "zero", "router_aux_loss": true, "base_precision": "full", "adapter_dialect": "fused",
         "adapter_dtype": "f32", "max_seq_length": 512, "packing": false, "train_on_prompt": true, "train_on_all_turns": true,
-        "validation_split": 0.25, "seed": 9,
-    });
+        "validation_split": 0.25, "seed": 9, "gradient_accumulation_steps": 2, "micro_batch_tokens": 1024, "recompute": true,
+        "adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-6, "loraplus_lr_ratio": 16.0, "neftune_noise_alpha": 5.0,
+        "init_adapter": "adapters/one", "eval_steps": 5, "early_stopping_patience": 3, "early_stopping_threshold": 0.01,
+        "load_best_at_end": true, "max_loss_growth": 2.0, "save_steps": 50, "save_minutes": 2.5, "keep_checkpoints": 5
+    }"#).unwrap();
     let parameters = job(&with(given.clone())).parameters;
     let mut back = serde_json::to_value(&parameters).unwrap();
     let warmup = back.as_object_mut().unwrap().remove("warmup").unwrap();
@@ -143,6 +151,33 @@ fn all_problems_are_reported_at_once_with_their_paths() {
 }
 
 #[test]
+fn what_needs_validation_is_refused_without() {
+    let given = json!({ "validation_split": 0, "early_stopping_patience": 2, "load_best_at_end": true });
+    assert_eq!(problems(&with(given.clone())).len(), 2);
+    let mut request = with(given);
+    request["input"]["validation_url"] = json!("held-out.jsonl");
+    assert_eq!(job(&request).parameters.early_stopping_patience, Some(2));
+}
+
+#[test]
+fn the_command_line_outranks_the_request() {
+    let request = with(json!({ "lora_rank": 8 }));
+    let overrides = Overrides {
+        job_id: Some("k".into()),
+        dataset: Some("other.jsonl".into()),
+        base_model: Some("/models/m".into()),
+        ..Overrides::default()
+    };
+    let job = parse(&request.to_string(), &overrides, "x").unwrap();
+    assert_eq!((job.job_id.as_str(), job.parameters.lora_rank), ("k", 8));
+    assert_eq!(job.base_model, BaseModel::Folder("/models/m".into()));
+    assert_eq!(job.dataset, Dataset::File("other.jsonl".into()));
+    let job = parse("{\"input\": {}}", &overrides, "x").unwrap();
+    assert_eq!(job.parameters, Parameters::default());
+    assert!(parse("{\"input\": 3}", &overrides, "x").is_err());
+}
+
+#[test]
 fn names_that_leave_their_folder_are_refused() {
     for id in ["", ".", "..", ".hidden", "a/b", "a\\b", "a b", "ä", "a\0", &"x".repeat(129)] {
         let mut request = with(json!({}));
@@ -174,9 +209,13 @@ fn what_is_no_request_is_refused_without_a_panic() {
     for text in
         ["", "{", "[]", "7", "{}", r#"{"input": []}"#, r#"{"input": {"hyperparameters": 3}}"#, "{\"input\": 1e999}"]
     {
-        assert!(parse(text, "x").is_err(), "{text}");
+        assert!(parse(text, &Overrides::default(), "x").is_err(), "{text}");
     }
-    assert!(parse(&"[".repeat(1_000_000), "x").unwrap_err()[0].to_string().contains("recursion limit"));
+    assert!(
+        parse(&"[".repeat(1_000_000), &Overrides::default(), "x").unwrap_err()[0]
+            .to_string()
+            .contains("recursion limit")
+    );
 }
 
 #[test]

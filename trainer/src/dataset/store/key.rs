@@ -49,7 +49,7 @@ impl Key {
 }
 
 /// Bytes in hexadecimal.
-pub(in crate::dataset) fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

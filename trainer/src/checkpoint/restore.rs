@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Bytes that are hashed at a time.
-const PIECE: usize = 1 << 18;
+const PIECE: usize = 1 << 16;
 
 /// A checkpoint that is whole. Adapter and optimiser are still on disk; [`Restored::restore`] reads them an array at a
 /// time, before the next checkpoint is saved.
@@ -293,9 +293,7 @@ impl Trouble {
     /// What is to be told about a checkpoint that is passed over; `None` for one that ends the search.
     pub(super) fn note(&self) -> Option<String> {
         match self {
-            Self::Damaged(error) | Self::Unreadable(error) => {
-                Some(format!("{error}; the checkpoint before it is used"))
-            }
+            Self::Damaged(error) | Self::Unreadable(error) => Some(format!("{error}; this checkpoint is passed over")),
             Self::OtherRun(_) => None,
         }
     }

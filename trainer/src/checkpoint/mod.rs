@@ -32,7 +32,7 @@ mod restore;
 mod storage;
 mod tensors;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{io, mem, path::Path, sync::Arc, thread};
 

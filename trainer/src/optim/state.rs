@@ -211,3 +211,88 @@ impl Optimizer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use brightrun_kernels::adamw::{self, Hyper};
+
+    use super::*;
+    use crate::checkpoint::tests::Subject;
+
+    const KINDS: [OptimizerKind; 2] = [OptimizerKind::AdamW, OptimizerKind::AdamW8bit];
+
+    /// A step in which every third segment has no gradient, another third each time.
+    fn step(subject: &mut Subject, number: usize) {
+        let hyper = Hyper { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+        for (parameter, segments) in subject.adapters.parameters().iter().zip(&mut subject.optimizer.segments) {
+            let mut values = parameter.values().unwrap();
+            for (index, segment) in segments.iter_mut().enumerate() {
+                if segment.range.is_empty() || (index + number) % 3 == 0 {
+                    continue;
+                }
+                segment.updates += 1;
+                let gradient: Vec<f32> = segment.range.clone().map(|at| ((at * 7 + number) as f32).sin()).collect();
+                let values = &mut values[segment.range.clone()];
+                adamw::step(values, &gradient, &mut segment.moments, segment.updates, 0.5, &hyper).unwrap();
+            }
+            parameter.set_values(&values).unwrap();
+        }
+    }
+
+    /// Counts, moments and parameters.
+    fn all(subject: &Subject) -> (Vec<u64>, Vec<Moments>, Vec<Vec<f32>>) {
+        let segments = subject.optimizer.segments.iter().flatten();
+        let values = subject.adapters.parameters().iter().map(|parameter| parameter.values().unwrap()).collect();
+        (segments.clone().map(|s| s.updates).collect(), segments.map(|s| s.moments.clone()).collect(), values)
+    }
+
+    #[test]
+    fn all_parts_together_are_the_state() {
+        for kind in KINDS {
+            let mut first = Subject::new(kind);
+            (0..5).for_each(|number| step(&mut first, number));
+            let mut second = Subject::new(kind);
+            for (index, parameter) in first.adapters.parameters().iter().enumerate() {
+                second.adapters.parameters()[index].set_values(&parameter.values().unwrap()).unwrap();
+                for &part in first.optimizer.parts() {
+                    let values = first.optimizer.part(index, part);
+                    assert_eq!((values.dtype(), values.len()), first.optimizer.part_layout(index, part));
+                    second.optimizer.set_part(index, part, &values).unwrap();
+                }
+            }
+            assert_eq!(all(&first), all(&second), "{kind:?}");
+            (5..8).for_each(|number| step(&mut first, number));
+            assert_ne!(all(&first), all(&second), "{kind:?}");
+            (5..8).for_each(|number| step(&mut second, number));
+            assert_eq!(all(&first), all(&second), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn parts_of_another_size_or_type_are_refused() {
+        for kind in KINDS {
+            let mut subject = Subject::new(kind);
+            step(&mut subject, 1);
+            let before = all(&subject);
+            for &part in subject.optimizer.parts() {
+                let (dtype, count) = subject.optimizer.part_layout(0, part);
+                for values in [
+                    StateValues::with_capacity(dtype, 0),
+                    StateValues::Counts(vec![9; count + 1]),
+                    StateValues::Floats(vec![9.0; count + 1]),
+                    StateValues::Codes(vec![9; count - 1]),
+                    if dtype == Dtype::U8 {
+                        StateValues::Counts(vec![9; count])
+                    } else {
+                        StateValues::Codes(vec![9; count])
+                    },
+                ] {
+                    let error = subject.optimizer.set_part(0, part, &values).unwrap_err().to_string();
+                    assert!(error.contains(part.name()), "{error}");
+                }
+            }
+            assert!(subject.optimizer.set_part(99, StatePart::Updates, &StateValues::Counts(vec![1])).is_err());
+            assert_eq!(all(&subject), before);
+        }
+    }
+}

@@ -24,10 +24,14 @@ fn operations(storage: &Simulated, subject: &mut Subject) -> usize {
     storage.operations()
 }
 
-/// Nothing but whole checkpoints is found, and the next save works.
+/// Nothing but whole checkpoints is there, and the next save works.
 fn check(storage: &Simulated, subject: &mut Subject, newest: &[u64]) -> u64 {
     let mut checkpoints = open(storage, 1);
     assert!(steps(storage).iter().all(|name| name.starts_with("step-")), "{:?}", steps(storage));
+    let entries = checkpoints.folder.entries().clone();
+    for entry in &entries {
+        assert!(checkpoints.folder.examine(entry, &settings()).is_ok(), "{} is not whole", entry.name());
+    }
     let latest = found(checkpoints.latest().unwrap());
     assert!(newest.contains(&latest.step), "{} is none of {newest:?}", latest.step);
     subject.assert_restores(&latest);

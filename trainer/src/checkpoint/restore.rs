@@ -121,7 +121,7 @@ impl Folder {
     fn verify(&self, path: &Path, sum: &Sum) -> Examined<()> {
         let hashed = self.storage.open(path).and_then(|file| {
             let mut file = Hashed::new(file);
-            file.to_end(sum.bytes)?;
+            file.read_on(sum.bytes)?;
             Ok(file.sum())
         });
         same(path, &hashed.map_err(|error| trouble(path, error))?, sum)
@@ -238,7 +238,7 @@ impl Source {
 
     /// All of it was what was hashed before.
     fn finish(mut self) -> Result<()> {
-        self.file.to_end(self.expected.bytes).map_err(Error::io("cannot read", &self.path))?;
+        self.file.read_on(self.expected.bytes).map_err(Error::io("cannot read", &self.path))?;
         if self.file.sum() == self.expected {
             return Ok(());
         }
@@ -261,7 +261,7 @@ impl Hashed {
     }
 
     /// Reads on until the file ends or has more than `most` bytes.
-    fn to_end(&mut self, most: u64) -> io::Result<()> {
+    fn read_on(&mut self, most: u64) -> io::Result<()> {
         let mut piece = vec![0; PIECE];
         while self.bytes <= most {
             match self.read(&mut piece) {

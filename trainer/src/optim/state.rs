@@ -227,7 +227,7 @@ mod tests {
         for (parameter, segments) in subject.adapters.parameters().iter().zip(&mut subject.optimizer.segments) {
             let mut values = parameter.values().unwrap();
             for (index, segment) in segments.iter_mut().enumerate() {
-                if segment.range.is_empty() || (index + number) % 3 == 0 {
+                if segment.range.is_empty() || (index + number).is_multiple_of(3) {
                     continue;
                 }
                 segment.updates += 1;

@@ -228,7 +228,7 @@ impl Simulated {
                         let happened = match names {
                             Names::All => true,
                             Names::None => false,
-                            Names::Some(_) => random % 2 == 0,
+                            Names::Some(_) => random.is_multiple_of(2),
                         };
                         if happened {
                             change.apply(durable);

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chat_golden;
+pub mod checkpoints;
 pub mod faults;
 pub mod golden;
 pub mod steps;

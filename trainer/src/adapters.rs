@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use brightrun_kernels::dropout::splitmix;
 use brightrun_kernels::moe::{ExpertLoraLayout, ExpertProjection, ExpertRanks};
+use brightrun_kernels::op::{update_in_place, with_slice};
 use candle_core::{Device, Tensor, Var};
 
 use crate::config::ModelConfig;
@@ -44,6 +45,8 @@ pub struct ExpertAdapter {
 pub struct Parameter {
     /// The values.
     pub var: Var,
+    /// Names it among all parameters of the run: the path and `.lora_A`, `.lora_B` or, for routed experts, `.lora`.
+    pub name: String,
     /// The path of the module, as in the base model's tensor names; for routed experts that of the list of experts.
     pub path: String,
     /// For routed experts, where each expert's values are.
@@ -70,6 +73,28 @@ fn uniform(count: usize, bound: f64, seed: u64) -> Vec<f32> {
 fn projection(layout: &ExpertLoraLayout, expert: usize, which: usize) -> Option<&ExpertProjection> {
     let own = layout.expert(expert);
     [&own.gate, &own.up, &own.down][which].as_ref()
+}
+
+// === impl Parameter ===
+
+impl Parameter {
+    /// A copy of the values, bit by bit.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        Ok(with_slice(self.var.as_tensor(), <[f32]>::to_vec)?)
+    }
+
+    /// Changes the values where they are, so that every layer that holds the variable sees them.
+    pub fn set_values(&self, values: &[f32]) -> Result<()> {
+        let expected = self.var.elem_count();
+        if values.len() != expected {
+            let found = values.len();
+            return Err(Error::Invalid(format!("{}: found {found} values, expected {expected}", self.name)));
+        }
+        Ok(update_in_place(self.var.as_tensor(), |target| {
+            target.copy_from_slice(values);
+            Ok(())
+        })?)
+    }
 }
 
 // === impl Adapters ===
@@ -171,10 +196,16 @@ impl Adapters {
     /// Every trainable tensor, in a fixed order.
     pub fn parameters(&self) -> Vec<Parameter> {
         let dense = self.dense.iter().flat_map(|(path, adapter)| {
-            [&adapter.a, &adapter.b].map(|var| Parameter { var: var.clone(), path: path.clone(), experts: None })
+            [(&adapter.a, "lora_A"), (&adapter.b, "lora_B")].map(|(var, matrix)| Parameter {
+                var: var.clone(),
+                name: format!("{path}.{matrix}"),
+                path: path.clone(),
+                experts: None,
+            })
         });
         let experts = self.experts.iter().map(|(path, adapter)| Parameter {
             var: adapter.values.clone(),
+            name: format!("{path}.lora"),
             path: path.clone(),
             experts: Some(adapter.layout.clone()),
         });

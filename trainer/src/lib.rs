@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod artifacts;
 pub mod batch;
+pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod dataset;

@@ -4,6 +4,8 @@
 //! ([`UnhitExperts::Skip`], what PEFT does when each expert is a module of its own); [`UnhitExperts::Zero`] gives it a
 //! zero gradient, so that its momentum moves it on (what fused experts do).
 
+mod state;
+
 use std::ops::Range;
 
 use brightrun_kernels::adamw::{self, Hyper, Moments};
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::adapters::{Adapters, Parameter};
 use crate::step::Gradients;
 use crate::{Error, Result};
+
+pub use state::{StatePart, StateValues};
 
 /// What happens to a routed expert that had no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -189,7 +189,7 @@ fn experts(history: &History) -> Option<ExpertSummary> {
     let mean_of = |part: fn(ExpertUse) -> f64| mean(each().map(part));
     Some(ExpertSummary {
         mean_idle_share: mean_of(|experts| experts.idle_share)?,
-        last_idle_share: each().filter_map(|experts| finite(experts.idle_share)).last()?,
+        last_idle_share: each().filter_map(|experts| finite(experts.idle_share)).next_back()?,
         mean_imbalance: mean_of(|experts| experts.imbalance)?,
         mean_router_entropy: mean_of(|experts| experts.router_entropy)?,
         never_used_share: never_used_share(history),

@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn each_check_can_fail() {
-        let broken: [(fn(&mut Proof), &str); 9] = [
+        type Change = (fn(&mut Proof), &'static str);
+        let broken: [Change; 9] = [
             (|proof| proof.base.as_mut().unwrap().sha256_after = "ab13".into(), "base model changed"),
             (
                 |proof| {

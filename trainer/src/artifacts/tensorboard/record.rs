@@ -61,8 +61,7 @@ pub(super) mod tests {
             sum ^= u32::from(*byte);
             (0..8).for_each(|_| sum = (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()));
         }
-        let sum = !sum;
-        ((sum >> 15 | sum << 17).wrapping_add(0xa282_ead8)).to_le_bytes()
+        (!sum).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
     }
 
     #[test]

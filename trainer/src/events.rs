@@ -1,7 +1,7 @@
 //! What a run tells whoever started it, while it goes. Times in them are those of the run's
 //! [`Clock`](crate::clock::Clock).
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Something that happened in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,8 +41,10 @@ pub enum Event {
         /// After this optimiser step.
         step: u64,
         /// Mean loss per target token.
+        #[serde(deserialize_with = "number_or_null")]
         loss: f64,
         /// `exp(loss)`.
+        #[serde(deserialize_with = "number_or_null")]
         perplexity: f64,
         /// No evaluation before it had a lower loss.
         best: bool,
@@ -110,12 +112,15 @@ pub struct StepMetrics {
     /// Share of all steps that is done, 0 to 100.
     pub progress: f64,
     /// Mean loss per target token of this step.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Exponential mean of the losses so far.
+    #[serde(deserialize_with = "number_or_null")]
     pub smoothed_loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
     /// Norm of all gradients before clipping.
+    #[serde(deserialize_with = "number_or_null")]
     pub gradient_norm: f64,
     /// Tokens of this step.
     pub tokens: u64,
@@ -170,6 +175,11 @@ pub struct LayerHealth {
     pub router_entropy: Option<f64>,
     /// Norm of the update `scale · B·A` of all its adapters together; `None` where it has none.
     pub adapter_norm: Option<f64>,
+}
+
+/// JSON has no infinity and no NaN: they are written as `null`, and that is read as NaN.
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Receives a run's events. It must be quick, and cannot fail: a run never waits for whoever watches it.

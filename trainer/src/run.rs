@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::adapters::Adapters;
-use crate::artifacts::loss_curve::{self, CurveSeries};
-use crate::artifacts::metrics::Metrics;
+use crate::artifacts::atomic;
+use crate::artifacts::history::{History, METRICS_FILE};
+use crate::artifacts::loss_curve::{LossCurve, SVG_FILE};
 use crate::config::ModelConfig;
 use crate::dataset::report::REPORT_FILE;
 use crate::events::{Event, EventSink, Stage, StepMetrics, StepTime};
@@ -80,8 +81,7 @@ const SMOOTHING: f64 = 0.9;
 
 /// Runs a job to its end.
 pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
-    let mut watch = Watch { sink, metrics: Metrics::default(), curve: CurveSeries::default(), warnings: Vec::new() };
-    watch.curve.title = format!("Training loss of {}", spec.job_id);
+    let mut watch = Watch { sink, history: History::default(), warnings: Vec::new() };
     watch.stage(Stage::Fetching)?;
     let data = read_data(spec, &mut watch)?;
     watch.stage(Stage::Loading)?;
@@ -102,21 +102,18 @@ pub fn run(spec: &RunSpec, sink: &dyn EventSink) -> Result<RunSummary> {
         trainable_parameters: learner.adapters.parameter_count(),
         tokens: outcome.tokens,
         adapter_dir: spec.output_dir.join(ADAPTER_DIR),
-        loss_curve: spec.output_dir.join(CURVE_FILE),
+        loss_curve: spec.output_dir.join(SVG_FILE),
         dataset_report: spec.output_dir.join(REPORT_FILE),
         warnings: watch.warnings,
     })
 }
 
 const ADAPTER_DIR: &str = "adapter";
-const CURVE_FILE: &str = "loss_curve.svg";
-const METRICS_FILE: &str = "metrics.jsonl";
 
 /// Everything that leaves the run while it goes.
 struct Watch<'a> {
     sink: &'a dyn EventSink,
-    metrics: Metrics,
-    curve: CurveSeries,
+    history: History,
     warnings: Vec<String>,
 }
 
@@ -143,7 +140,7 @@ struct Outcome {
 
 impl Watch<'_> {
     fn emit(&mut self, event: Event) -> Result<()> {
-        self.metrics.record(&event)?;
+        self.history.record(&event);
         self.sink.emit(&event);
         Ok(())
     }
@@ -158,9 +155,6 @@ impl Watch<'_> {
     }
 
     fn step(&mut self, metrics: StepMetrics) -> Result<()> {
-        self.curve.training.push((metrics.step, metrics.loss));
-        self.curve.smoothed.push((metrics.step, metrics.smoothed_loss));
-        self.curve.learning_rate.push((metrics.step, metrics.learning_rate));
         self.emit(Event::Step(metrics))
     }
 }
@@ -259,7 +253,6 @@ fn train(spec: &RunSpec, data: &Data, learner: &Learner, watch: &mut Watch) -> R
             let loss = validate(learner, data)?;
             let best = outcome.validation_loss.is_none_or(|before| loss < before);
             outcome.validation_loss = Some(loss);
-            watch.curve.validation.push((outcome.steps, loss));
             watch.emit(Event::Evaluation { step: outcome.steps, loss, perplexity: loss.exp(), best, seconds: 0.0 })?;
             watch.stage(Stage::Training)?;
         }
@@ -344,6 +337,7 @@ fn save(spec: &RunSpec, learner: &Learner, watch: &Watch) -> Result<()> {
     let tensors = learner.adapters.tensors()?;
     let dir = spec.output_dir.join(ADAPTER_DIR);
     lora::write(&dir, &learner.config, &learner.plan, &tensors, format, &spec.base_model_name)?;
-    watch.metrics.write(&spec.output_dir.join(METRICS_FILE))?;
-    loss_curve::write(&spec.output_dir.join(CURVE_FILE), &watch.curve)
+    atomic::write(&spec.output_dir.join(METRICS_FILE), &watch.history.to_bytes()?)?;
+    let curve = LossCurve::new(&watch.history, &format!("Training loss of {}", spec.job_id))?;
+    atomic::write(&spec.output_dir.join(SVG_FILE), curve.svg().as_bytes())
 }

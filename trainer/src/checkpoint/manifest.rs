@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn manifest() -> Manifest {
-        let sum = |index: u64| Sum { bytes: index * 1000, sha256: hexadecimal(&[index as u8; 32]) };
+        let sum = |index: u64| Sum { bytes: index * 1000, sha256: hex::encode([index as u8; 32]) };
         Manifest { step: 40, best: true, sums: (0..FILES.len() as u64).map(sum).collect() }
     }
 

@@ -7,7 +7,7 @@ use crate::{Documents, Result};
 
 const OP: &str = "attention";
 const FORWARD: f64 = 2e-6;
-const GRADIENT: f64 = 3e-6;
+const GRADIENT: f64 = 5e-6;
 
 pub(super) fn compare_all(random: &mut Random, sink: &mut Sink<'_>) -> Result<()> {
     // Blocks of 64 tokens that are full, begun and one over.

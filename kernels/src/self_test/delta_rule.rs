@@ -7,8 +7,8 @@ use crate::delta_rule::{Parameters, delta_rule, reference};
 use crate::{Documents, Result};
 
 const OP: &str = "delta_rule";
-const FORWARD: f64 = 2e-6;
-const GRADIENT: f64 = 5e-6;
+const FORWARD: f64 = 1e-5;
+const GRADIENT: f64 = 1e-5;
 
 pub(super) fn compare_all(random: &mut Random, sink: &mut Sink<'_>) -> Result<()> {
     let groups = HeadGroups { key_heads: 2, value_heads: 4, key_dim: 11, value_dim: 13 };

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::conv::HeadGroups;
 use crate::norm::{Kind, gated, reference, rms};
 
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: f64 = 3e-6;
 const EPSILON: f64 = 1e-6;
 
 pub(super) fn compare_all(random: &mut Random, sink: &mut Sink<'_>) -> Result<()> {

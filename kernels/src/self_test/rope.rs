@@ -6,7 +6,7 @@ use crate::norm::Kind;
 use crate::rope::{HeadNorm, HeadNormRope, HeadShape, RopeTable, head_norm_rope, reference, sigmoid_gate};
 use crate::{Documents, Result};
 
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: f64 = 3e-6;
 const HEADS: usize = 3;
 const HEAD_DIM: usize = 21;
 const GATES: f64 = 8.0;

@@ -100,7 +100,8 @@ impl Part<'_> {
 
 impl Model {
     /// SHA-256 of every frozen byte: weights as they are held, norms, routers, embeddings, head. The adapters are no part
-    /// of it. Takes about a second for some gigabytes; a cancelled run does not wait for it.
+    /// of it. A core with SHA instructions takes in 1.6 GB a second; a
+    /// cancelled run does not wait for it.
     pub fn digest(&self, stop: &Stop) -> Result<Digest> {
         let mut hash = Sha256::new();
         update_text(&mut hash, FORMAT);

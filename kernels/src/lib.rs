@@ -22,10 +22,11 @@ pub mod norm;
 pub mod op;
 pub mod rope;
 pub mod seed;
+pub mod self_test;
 pub mod swiglu;
 #[cfg(test)]
 mod test_values;
 
 pub use documents::{Document, Documents};
 pub use error::{Error, Result};
-pub use frozen::FrozenWeight;
+pub use frozen::{FrozenWeight, Stored};

@@ -1,33 +1,28 @@
 //! What the parity tests share: reproducible values, comparison against `f64`, numeric derivatives.
 
+use crate::self_test::comparison::{Comparison, largest_difference};
+pub(crate) use crate::self_test::values::narrow;
+use crate::self_test::values::{Random, wide};
+
 /// Reproducible values in -1..1.
 pub(crate) fn uniform(count: usize, seed: u64) -> Vec<f64> {
-    let mut state = seed;
-    (0..count)
-        .map(|_| {
-            // splitmix64; 24 bits, so that a value is the same in f32.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1 << 23) - 1.0
-        })
-        .collect()
-}
-
-/// As `f32`.
-pub(crate) fn narrow(values: &[f64]) -> Vec<f32> {
-    values.iter().map(|&v| v as f32).collect()
+    Random::new(seed).values(count)
 }
 
 /// Equal within `tolerance`, relative to the largest expected value (or 1).
-pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+pub(crate) fn assert_close<T: Copy + Into<f64>>(what: &str, found: &[T], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
     let scale = expected.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
-    for (index, (&f, &e)) in found.iter().zip(expected).enumerate() {
-        let difference = (f64::from(f) - e).abs();
-        assert!(difference <= tolerance * scale, "{what}[{index}]: {f} against {e} (scale {scale})");
-    }
+    let found = wide(found);
+    let (index, difference) = largest_difference(&found, expected);
+    let (found, expected) = (found.get(index), expected.get(index));
+    assert!(difference <= tolerance * scale, "{what}[{index}]: {found:?} against {expected:?} (scale {scale})");
+}
+
+/// [`assert_close`] for what the ops and the self-test compare.
+pub(crate) fn assert_comparison(comparison: &Comparison) {
+    let Comparison { op, what, found, expected, tolerance } = *comparison;
+    assert_close(&format!("{op}: {what}"), found, expected, tolerance);
 }
 
 /// `gradient` is the derivative of `f` at `x`, by central differences.

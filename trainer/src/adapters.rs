@@ -1,6 +1,8 @@
 //! The trainable parameters of a run: one pair of matrices per adapted linear, and one flat parameter per layer for
 //! all its routed experts.
 
+mod inspect;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -17,8 +17,7 @@
 //! would be divided by `ε` alone.
 
 mod cpu;
-#[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 

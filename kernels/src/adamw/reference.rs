@@ -2,7 +2,7 @@
 
 use super::Hyper;
 
-pub(super) fn step(
+pub(crate) fn step(
     parameters: &mut [f64],
     gradient: &[f32],
     (m, v): (&mut [f64], &mut [f64]),
@@ -22,7 +22,7 @@ pub(super) fn step(
 }
 
 /// Codes and scale of one block.
-pub(super) fn encode(map: &[f32; 256], values: &[f32]) -> (Vec<u8>, f32) {
+pub(crate) fn encode(map: &[f32; 256], values: &[f32]) -> (Vec<u8>, f32) {
     let scale = values.iter().fold(0f32, |greatest, value| greatest.max(value.abs()));
     let nearest = |value: f32| {
         let scaled = if scale == 0.0 { 0.0 } else { f64::from(value / scale) };

@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::{Heads, attention, reference};
 use crate::Documents;
+use crate::self_test::{self, values::Random};
 use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
 
 fn var(values: &[f64], rows: usize) -> Var {
@@ -12,21 +13,11 @@ fn var(values: &[f64], rows: usize) -> Var {
 }
 
 fn check(heads: Heads, documents: &Documents) {
-    let n = documents.tokens();
-    let (wide, narrow_width) = (heads.query * heads.width, heads.key_value * heads.width);
-    let (q, k, v) = (uniform(n * wide, 1), uniform(n * narrow_width, 2), uniform(n * narrow_width, 3));
-    let dout = uniform(n * wide, 4);
-    let out = reference::forward(&heads, &q, &k, &v, documents);
-    let (dq, dk, dv) = reference::backward(&heads, &q, &k, &v, documents, &dout);
-    let (q, k, v) = (var(&q, n), var(&k, n), var(&v, n));
-    let found = attention(&q, &k, &v, heads, documents).unwrap();
-    assert_close("out", &found.flatten_all().unwrap().to_vec1().unwrap(), &out, 2e-6);
-    let seed = Tensor::from_vec(narrow(&dout), found.dims(), &Device::Cpu).unwrap();
-    let grads = (found * seed).unwrap().sum_all().unwrap().backward().unwrap();
-    for (what, var, expected) in [("dq", &q, dq), ("dk", &k, dk), ("dv", &v, dv)] {
-        let found = grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_close(what, &found, &expected, 3e-6);
-    }
+    let tolerance = |what: &str| if what == "forward" { 2e-6 } else { 3e-6 };
+    self_test::attention::compare(heads, documents, &mut Random::new(1), &mut |c| {
+        assert_close(c.what, c.found, c.expected, tolerance(c.what));
+    })
+    .unwrap();
 }
 
 #[test]

@@ -65,6 +65,11 @@ impl ConvWeight {
         Ok(Self { channels, taps, by_tap })
     }
 
+    /// The factors as they are held, tap after tap.
+    pub fn values(&self) -> &[f32] {
+        &self.by_tap
+    }
+
     /// All channels' factor for the token `back` places ago.
     #[inline(always)]
     fn back(&self, back: usize) -> &[f32] {

@@ -2,110 +2,26 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::reference::{Head, backward, forward};
 use super::{Parameters, delta_rule};
 use crate::Documents;
 use crate::conv::HeadGroups;
-use crate::fast_math::reference::sigmoid;
+use crate::self_test::{self, values::Random};
 use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
 
 fn parameters(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: usize) -> Parameters {
-    let a_log: Vec<f32> = narrow(&uniform(value_heads, 11)).iter().map(|v| 2.0 * v - 1.0).collect();
-    Parameters {
-        groups: HeadGroups { key_heads, value_heads, key_dim, value_dim },
-        a_log: a_log.into(),
-        dt_bias: narrow(&uniform(value_heads, 12)).into(),
-    }
-}
-
-fn softplus(x: f64) -> f64 {
-    x.exp().ln_1p()
-}
-
-/// Output and both gradients of the whole op, out of the reference's heads.
-fn expected(p: &Parameters, qkv: &[f64], ba: &[f64], documents: &Documents, dout: &[f64]) -> [Vec<f64>; 3] {
-    let g = &p.groups;
-    let (dk, dv, heads, per_key) = (g.key_dim, g.value_dim, g.value_heads, g.value_heads / g.key_heads);
-    let width = p.qkv_width();
-    let (mut out, mut dqkv, mut dba) = (vec![0.0; dout.len()], vec![0.0; qkv.len()], vec![0.0; ba.len()]);
-    for document in documents.iter() {
-        for head in 0..heads {
-            let key_head = head / per_key;
-            let rows = || document.start..document.end;
-            let cut = |offset: usize, size: usize| -> Vec<f64> {
-                rows().flat_map(|t| qkv[t * width + offset..][..size].to_vec()).collect()
-            };
-            let (q_at, k_at, v_at) = (key_head * dk, g.key_heads * dk + key_head * dk, p.value_offset(head));
-            let (q_raw, k_raw, v) = (cut(q_at, dk), cut(k_at, dk), cut(v_at, dv));
-            let inverse = |x: &[f64]| 1.0 / (x.iter().map(|v| v * v).sum::<f64>() + 1e-6).sqrt();
-            let scale = (dk as f64).powf(-0.5);
-            let q: Vec<f64> =
-                q_raw.chunks(dk).flat_map(|r| r.iter().map(|x| x * inverse(r) * scale).collect::<Vec<_>>()).collect();
-            let k: Vec<f64> =
-                k_raw.chunks(dk).flat_map(|r| r.iter().map(|x| x * inverse(r)).collect::<Vec<_>>()).collect();
-            let gate = |t: usize| {
-                let (at_b, at_a) = p.gate_offsets(t, head);
-                (ba[at_b], ba[at_a] + f64::from(p.dt_bias[head]))
-            };
-            let rate = f64::from(p.a_log[head]).exp();
-            let decay: Vec<f64> = rows().map(|t| -rate * softplus(gate(t).1)).collect();
-            let beta: Vec<f64> = rows().map(|t| sigmoid(gate(t).0)).collect();
-            let one = Head {
-                tokens: document.len(),
-                key_dim: dk,
-                value_dim: dv,
-                q: &q,
-                k: &k,
-                v: &v,
-                g: &decay,
-                beta: &beta,
-            };
-            let o = forward(&one);
-            let slice: Vec<f64> = rows().flat_map(|t| dout[(t * heads + head) * dv..][..dv].to_vec()).collect();
-            let grad = backward(&one, &slice);
-            for (i, t) in rows().enumerate() {
-                out[(t * heads + head) * dv..][..dv].copy_from_slice(&o[i * dv..][..dv]);
-                dqkv[t * width + v_at..][..dv].copy_from_slice(&grad.v[i * dv..][..dv]);
-                for (raw, d, at, scale) in [(&q_raw, &grad.q, q_at, scale), (&k_raw, &grad.k, k_at, 1.0)] {
-                    let (x, dy) = (&raw[i * dk..][..dk], &d[i * dk..][..dk]);
-                    let s = inverse(x);
-                    let along: f64 = x.iter().zip(dy).map(|(x, d)| x * d * scale).sum();
-                    for c in 0..dk {
-                        dqkv[t * width + at + c] += s * dy[c] * scale - x[c] * s.powi(3) * along;
-                    }
-                }
-                let (b, a) = gate(t);
-                let (at_b, at_a) = p.gate_offsets(t, head);
-                dba[at_b] = grad.beta[i] * sigmoid(b) * (1.0 - sigmoid(b));
-                dba[at_a] = -grad.g[i] * rate * sigmoid(a);
-            }
-        }
-    }
-    [out, dqkv, dba]
+    self_test::delta_rule::parameters(HeadGroups { key_heads, value_heads, key_dim, value_dim }, &mut Random::new(11))
 }
 
 fn check(p: &Parameters, lengths: &[usize]) {
     let documents = Documents::from_lengths(lengths).unwrap();
-    let n = documents.tokens();
-    let (width, heads) = (p.qkv_width(), p.groups.value_heads);
-    let (qkv, ba, dout) =
-        (uniform(n * width, 1), uniform(n * 2 * heads, 2), uniform(n * heads * p.groups.value_dim, 3));
-    let [out, dqkv, dba] = expected(p, &qkv, &ba, &documents, &dout);
-
-    let qkv =
-        Var::from_tensor(&Tensor::from_vec(narrow(&qkv), (n, width), &candle_core::Device::Cpu).unwrap()).unwrap();
-    let ba =
-        Var::from_tensor(&Tensor::from_vec(narrow(&ba), (n, 2 * heads), &candle_core::Device::Cpu).unwrap()).unwrap();
-    let found = delta_rule(&qkv, &ba, p, &documents).unwrap();
-    let what = format!("{lengths:?}");
-    assert_close(&format!("{what} out"), &found.flatten_all().unwrap().to_vec1().unwrap(), &out, 2e-6);
-    let seed = Tensor::from_vec(narrow(&dout), found.dims(), found.device()).unwrap();
-    let grads = (found * seed).unwrap().sum_all().unwrap().backward().unwrap();
-    let grad = |v: &Var| grads.get(v).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    assert_close(&format!("{what} dqkv"), &grad(&qkv), &dqkv, 5e-6);
-    assert_close(&format!("{what} dba"), &grad(&ba), &dba, 5e-6);
+    let tolerance = |what: &str| if what == "forward" { 2e-6 } else { 5e-6 };
+    self_test::delta_rule::compare(p, &documents, &mut Random::new(1), &mut |c| {
+        assert_close(&format!("{lengths:?} {}", c.what), c.found, c.expected, tolerance(c.what));
+    })
+    .unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! codes 0x7f and 0xff are NaN, the greatest value is 448. Blocks at the lower and right edge may be partial.
 
 mod cpu;
-mod reference;
+pub(crate) mod reference;
 
 use std::sync::LazyLock;
 

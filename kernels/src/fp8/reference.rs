@@ -12,8 +12,7 @@ pub(super) fn value(code: u8) -> f32 {
 }
 
 /// Every weight on its own.
-#[cfg(test)]
-pub(super) fn dequantize_blocks(
+pub(crate) fn dequantize_blocks(
     bytes: &[u8],
     rows: usize,
     columns: usize,

@@ -9,8 +9,7 @@
 //! threads, so that a run repeats to the bit.
 
 mod cpu;
-#[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 /// Keeps the factor of a vanishing norm finite (PyTorch's constant).
 const EPSILON: f64 = 1e-6;

@@ -5,41 +5,18 @@ use candle_core::{Device, Tensor, Var};
 use super::reference::{Shape, backward, forward};
 use super::{FrozenLinear, Lora, frozen_linear, lora_linear};
 use crate::FrozenWeight;
-use crate::dropout::Dropout;
 use crate::nf4::Nf4Matrix;
-use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
+use crate::self_test::{self, values::Random};
+use crate::test_values::{assert_comparison, assert_derivative, narrow, uniform};
 
 fn var(values: &[f64], rows: usize) -> Var {
     let tensor = Tensor::from_vec(narrow(values), (rows, values.len() / rows), &Device::Cpu).unwrap();
     Var::from_tensor(&tensor).unwrap()
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| f64::from(*v)).collect()
-}
-
 fn check(s: Shape, weight: FrozenWeight, probability: f32) {
-    let (x, bias) = (uniform(s.rows * s.inputs, 1), uniform(s.outputs, 2));
-    let (a, b) = (uniform(s.rank * s.inputs, 3), uniform(s.outputs * s.rank, 4));
-    let dy = uniform(s.rows * s.outputs, 5);
-    let dropout = (probability > 0.0).then(|| Dropout::keyed(probability, &[9]));
-    let mask: Vec<f64> = (0..x.len()).map(|i| dropout.map_or(1.0, |d| f64::from(d.factor(i as u64)))).collect();
-    let w = wide(&weight.to_f32());
-    let y = forward(&s, &x, &w, &bias, &a, &b, &mask);
-    let grad = backward(&s, &x, &w, &a, &b, &mask, &dy);
-
-    let linear = FrozenLinear { weight, bias: Some(narrow(&bias).into()) };
-    let (x, a, b) = (var(&x, s.rows), var(&a, s.rank), var(&b, s.outputs));
-    let lora = Lora { rank: s.rank, scale: s.scale as f32, dropout };
-    let found = lora_linear(&x, &a, &b, &linear, lora).unwrap();
-    let tolerance = 3e-7 * (s.inputs.max(s.outputs).max(s.rows) as f64);
-    assert_close("y", &found.flatten_all().unwrap().to_vec1().unwrap(), &y, tolerance);
-    let seed = Tensor::from_vec(narrow(&dy), found.dims(), &Device::Cpu).unwrap();
-    let grads = (found * seed).unwrap().sum_all().unwrap().backward().unwrap();
-    for (what, var, expected) in [("dx", &x, grad.x), ("dA", &a, grad.a), ("dB", &b, grad.b)] {
-        let found = grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_close(what, &found, &expected, tolerance);
-    }
+    let random = &mut Random::new(1);
+    self_test::lora_linear::compare("lora linear", &s, weight, probability, random, &mut assert_comparison).unwrap();
 }
 
 fn shapes() -> [Shape; 4] {

@@ -51,6 +51,14 @@ impl Expert {
         self.down.columns()
     }
 
+    /// The weights as they are held, each with its name.
+    pub fn weights(&self) -> Vec<(&'static str, &FrozenWeight)> {
+        match &self.gate_up {
+            GateUp::Joined(weight) => vec![("gate_up_proj", weight), ("down_proj", &self.down)],
+            GateUp::Apart { gate, up } => vec![("gate_proj", gate), ("up_proj", up), ("down_proj", &self.down)],
+        }
+    }
+
     /// Gate and up as one `[2 · intermediate, hidden]` matrix, decoded into `scratch` where needed.
     pub(crate) fn gate_up<'a>(&'a self, scratch: &'a mut Vec<f32>) -> MatRef<'a> {
         let (rows, columns) = (2 * self.intermediate(), self.hidden());

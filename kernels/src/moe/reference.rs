@@ -1,4 +1,4 @@
-//! The routed experts token by token in `f64`, out of the reference linear layer.
+//! Router and routed experts token by token in `f64`, the experts out of the reference linear layer.
 
 use crate::fast_math::reference::sigmoid;
 use crate::lora_linear::reference::{self as linear, Gradients, Shape};
@@ -119,4 +119,81 @@ pub fn backward(
         }
     }
     grad
+}
+
+/// The `per_token` largest of each token's logits, largest first; equal ones in order.
+pub fn choices(logits: &[f64], experts: usize, per_token: usize) -> Vec<u32> {
+    let chosen = |row: &[f64]| -> Vec<u32> {
+        let mut order: Vec<u32> = (0..experts as u32).collect();
+        order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]));
+        order.truncate(per_token);
+        order
+    };
+    logits.chunks(experts).flat_map(chosen).collect()
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|x| (x - top).exp()).sum();
+    logits.iter().map(|x| (x - top).exp() / sum).collect()
+}
+
+/// `dlogit_e = p_e (dp_e − Σ_j p_j dp_j)`.
+fn softmax_backward(p: &[f64], dp: &[f64]) -> Vec<f64> {
+    let mean: f64 = p.iter().zip(dp).map(|(p, d)| p * d).sum();
+    p.iter().zip(dp).map(|(p, d)| p * (d - mean)).collect()
+}
+
+/// `softmax(logits)` at the chosen experts; where `normalise`, that is the softmax over the chosen alone.
+pub fn routing_weights(logits: &[f64], experts: usize, chosen: &[u32], normalise: bool) -> Vec<f64> {
+    let k = chosen.len() * experts / logits.len();
+    let weights = |(row, chosen): (&[f64], &[u32])| -> Vec<f64> {
+        let at = |values: &[f64]| chosen.iter().map(|&expert| values[expert as usize]).collect::<Vec<_>>();
+        if normalise { softmax(&at(row)) } else { at(&softmax(row)) }
+    };
+    logits.chunks(experts).zip(chosen.chunks(k)).flat_map(weights).collect()
+}
+
+/// Gradient of the logits for the gradient `dw` of [`routing_weights`].
+pub fn routing_weights_backward(
+    logits: &[f64],
+    experts: usize,
+    chosen: &[u32],
+    normalise: bool,
+    dw: &[f64],
+) -> Vec<f64> {
+    let k = chosen.len() * experts / logits.len();
+    let weights = routing_weights(logits, experts, chosen, normalise);
+    let mut gradient = Vec::new();
+    for (token, row) in logits.chunks(experts).enumerate() {
+        let slots = token * k..(token + 1) * k;
+        let mut spread = vec![0.0; experts];
+        let put = |values: &[f64], spread: &mut [f64]| {
+            chosen[slots.clone()].iter().zip(values).for_each(|(&expert, value)| spread[expert as usize] = *value);
+        };
+        if normalise {
+            put(&softmax_backward(&weights[slots.clone()], &dw[slots.clone()]), &mut spread);
+            gradient.extend(spread);
+        } else {
+            put(&dw[slots.clone()], &mut spread);
+            gradient.extend(softmax_backward(&softmax(row), &spread));
+        }
+    }
+    gradient
+}
+
+/// `Σ_t valid_t Σ_e share_e · softmax(logits_t)_e`.
+pub fn aux_loss(logits: &[f64], shares: &[f64], valid: &[f64]) -> f64 {
+    let row = |(row, valid): (&[f64], &f64)| -> f64 {
+        valid * softmax(row).iter().zip(shares).map(|(p, share)| p * share).sum::<f64>()
+    };
+    logits.chunks(shares.len()).zip(valid).map(row).sum()
+}
+
+/// Gradient of [`aux_loss`].
+pub fn aux_loss_backward(logits: &[f64], shares: &[f64], valid: &[f64]) -> Vec<f64> {
+    let row = |(row, valid): (&[f64], &f64)| -> Vec<f64> {
+        softmax_backward(&softmax(row), shares).iter().map(|d| valid * d).collect()
+    };
+    logits.chunks(shares.len()).zip(valid).flat_map(row).collect()
 }

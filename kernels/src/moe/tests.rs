@@ -7,21 +7,9 @@ use candle_core::{Device, Tensor, Var};
 use super::reference::{self, Projection};
 use super::{Call, Expert, ExpertLoraLayout, Routing, aux_loss, experts, routing_weights};
 use crate::FrozenWeight;
-use crate::dropout::Dropout;
 use crate::lora_linear::reference::Shape;
-use crate::nf4::Nf4Matrix;
-use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
-
-struct Case {
-    hidden: usize,
-    inner: usize,
-    experts: usize,
-    k: usize,
-    tokens: usize,
-    ranks: Vec<[usize; 3]>,
-    nf4: bool,
-    dropout: Option<[Dropout; 3]>,
-}
+use crate::self_test::{moe::Case, values::Random};
+use crate::test_values::{assert_close, assert_comparison, assert_derivative, narrow, uniform};
 
 fn var(values: &[f64], dims: &[usize]) -> Var {
     Var::from_tensor(&Tensor::from_vec(narrow(values), dims, &Device::Cpu).unwrap()).unwrap()
@@ -31,113 +19,51 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-const SCALE: f32 = 1.5;
-
-impl Case {
-    fn frozen(&self, seed: u64, rows: usize, columns: usize) -> FrozenWeight {
-        let values = narrow(&uniform(rows * columns, seed));
-        if self.nf4 {
-            FrozenWeight::Nf4(Nf4Matrix::quantize(&values, rows, columns, true).unwrap().into())
-        } else {
-            FrozenWeight::plain(values, rows, columns).unwrap()
-        }
-    }
-
-    fn check(&self) {
-        let (h, i, n) = (self.hidden, self.inner, self.tokens);
-        let (x, dy) = (uniform(n * h, 1), uniform(n * h, 2));
-        let weights: Vec<f64> = uniform(n * self.k, 3).iter().map(|w| 0.5 + 0.3 * w).collect();
-        let logits = narrow(&uniform(n * self.experts, 4));
-        let routing = Arc::new(Routing::from_logits(&logits, self.experts, self.k).unwrap());
-        let ranks: Vec<_> = self.ranks.iter().map(|r| r.map(|r| (r > 0).then_some((r, SCALE)))).collect();
-        let layout = ExpertLoraLayout::new(h, i, &ranks);
-        let lora = uniform(layout.len(), 5);
-
-        let mut plain = Vec::new();
-        let mut frozen = Vec::new();
-        for e in 0..self.experts {
-            let w =
-                [self.frozen(10 + e as u64, i, h), self.frozen(20 + e as u64, i, h), self.frozen(30 + e as u64, h, i)];
-            let own = layout.expert(e);
-            let places = [&own.gate, &own.up, &own.down];
-            let mut index = 0;
-            plain.push(w.clone().map(|w| {
-                let place = places[index].clone();
-                index += 1;
-                let (a, b) = place
-                    .as_ref()
-                    .map_or((vec![], vec![]), |p| (lora[p.a.clone()].to_vec(), lora[p.b.clone()].to_vec()));
-                Projection {
-                    shape: Shape {
-                        rows: 1,
-                        inputs: w.columns(),
-                        outputs: w.rows(),
-                        rank: place.map_or(0, |p| p.rank),
-                        scale: f64::from(SCALE),
-                    },
-                    weight: w.to_f32().iter().map(|v| f64::from(*v)).collect(),
-                    a,
-                    b,
-                }
-            }));
-            let [gate, up, down] = w;
-            frozen.push(Expert::new(gate, up, down).unwrap());
-        }
-        let mask = |slot: usize, which: usize, index: usize| {
-            let width = if which == 2 { i } else { h };
-            self.dropout.map_or(1.0, |d| f64::from(d[which].factor((slot * width + index) as u64)))
-        };
-        let y = reference::forward(&plain, &x, &weights, routing.chosen(), &mask);
-        let grad = reference::backward(&plain, &x, &weights, routing.chosen(), &mask, &dy);
-        let mut dlora = vec![0.0; layout.len()];
-        for e in 0..self.experts {
-            let own = layout.expert(e);
-            for (place, (a, b)) in [&own.gate, &own.up, &own.down].into_iter().zip(&grad.lora[e]) {
-                if let Some(p) = place {
-                    dlora[p.a.clone()].copy_from_slice(a);
-                    dlora[p.b.clone()].copy_from_slice(b);
-                }
-            }
-        }
-
-        let (x, weights, lora) = (var(&x, &[n, h]), var(&weights, &[n, self.k]), var(&lora, &[layout.len()]));
-        let call = Call { experts: frozen.into(), routing, lora: Arc::new(layout), dropout: self.dropout };
-        let found = experts(&x, &weights, &lora, &call).unwrap();
-        assert_close("y", &flat(&found), &y, 1e-5);
-        let seed = Tensor::from_vec(narrow(&dy), found.dims(), &Device::Cpu).unwrap();
-        let grads = (found * seed).unwrap().sum_all().unwrap().backward().unwrap();
-        assert_close("dx", &flat(grads.get(&x).unwrap()), &grad.x, 1e-5);
-        assert_close("dw", &flat(grads.get(&weights).unwrap()), &grad.weights, 1e-5);
-        assert_close("dlora", &flat(grads.get(&lora).unwrap()), &dlora, 1e-5);
-    }
+fn check(case: Case) {
+    case.compare(&mut Random::new(1), &mut assert_comparison).unwrap();
 }
 
 fn case() -> Case {
-    Case { hidden: 16, inner: 12, experts: 6, k: 2, tokens: 23, ranks: vec![[2, 2, 2]; 6], nf4: false, dropout: None }
+    Case {
+        op: "moe experts",
+        hidden: 16,
+        inner: 12,
+        per_token: 2,
+        tokens: 23,
+        ranks: vec![[2, 2, 2]; 6],
+        nf4: false,
+        dropout: 0.0,
+        idle: None,
+    }
 }
 
 #[test]
 fn plain_experts_equal_the_reference() {
-    case().check();
-    Case { tokens: 1, k: 1, ..case() }.check();
-    Case { tokens: 70, k: 6, hidden: 33, inner: 7, ..case() }.check();
+    check(case());
+    check(Case { tokens: 1, per_token: 1, ..case() });
+    check(Case { tokens: 70, per_token: 6, hidden: 33, inner: 7, ..case() });
 }
 
 #[test]
 fn nf4_experts_equal_the_reference_on_decoded_weights() {
-    Case { nf4: true, ..case() }.check();
+    check(Case { nf4: true, ..case() });
 }
 
 #[test]
 fn dropout_masks_belong_to_slots() {
-    let dropout = [1, 2, 3].map(|part| Dropout::keyed(0.3, &[part]));
-    Case { dropout: Some(dropout), ..case() }.check();
+    check(Case { dropout: 0.3, ..case() });
 }
 
 #[test]
 fn experts_may_be_adapted_in_part_or_not_at_all() {
     let ranks = vec![[0, 3, 1], [0; 3], [2, 0, 0], [1, 2, 3], [0, 0, 4], [0; 3]];
-    Case { ranks, ..case() }.check();
+    check(Case { ranks, ..case() });
+}
+
+#[test]
+fn an_expert_may_be_without_a_token() {
+    check(Case { idle: Some(0), ..case() });
+    check(Case { idle: Some(5), ..case() });
 }
 
 #[test]
@@ -146,34 +72,17 @@ fn routing_weights_and_their_gradient() {
     for normalise in [false, true] {
         let logits: Vec<f64> = uniform(n * e, 1).iter().map(|x| 3.0 * x).collect();
         let routing = Arc::new(Routing::from_logits(&narrow(&logits), e, k).unwrap());
-        let weights = |logits: &[f64]| -> Vec<f64> {
-            let mut out = Vec::new();
-            for (token, row) in logits.chunks(e).enumerate() {
-                let sum: f64 = row.iter().map(|x| x.exp()).sum();
-                let chosen: Vec<f64> =
-                    routing.chosen()[token * k..][..k].iter().map(|&c| row[c as usize].exp() / sum).collect();
-                let total = if normalise { chosen.iter().sum() } else { 1.0 };
-                out.extend(chosen.iter().map(|p| p / total));
-            }
-            out
-        };
         let dw = uniform(n * k, 2);
+        let weights = |logits: &[f64]| reference::routing_weights(logits, e, routing.chosen(), normalise);
+        let gradient = reference::routing_weights_backward(&logits, e, routing.chosen(), normalise, &dw);
+        assert_derivative("logits", &logits, &gradient, |x| weights(x).iter().zip(&dw).map(|(w, d)| w * d).sum());
+
         let variable = var(&logits, &[n, e]);
         let found = routing_weights(&variable, &routing, normalise).unwrap();
         assert_close("weights", &flat(&found), &weights(&logits), 1e-6);
         let seed = Tensor::from_vec(narrow(&dw), (n, k), &Device::Cpu).unwrap();
         let grads = (found * seed).unwrap().sum_all().unwrap().backward().unwrap();
-        let found: Vec<f64> = flat(grads.get(&variable).unwrap()).iter().map(|v| f64::from(*v)).collect();
-        // The op's gradient is f32: compare slopes with the tolerance of that type.
-        let scalar = |x: &[f64]| -> f64 { weights(x).iter().zip(&dw).map(|(w, d)| w * d).sum() };
-        for index in 0..logits.len() {
-            let mut moved = logits.clone();
-            moved[index] += 1e-5;
-            let above = scalar(&moved);
-            moved[index] -= 2e-5;
-            let slope = (above - scalar(&moved)) / 2e-5;
-            assert!((slope - found[index]).abs() < 1e-6, "{index}: {slope} against {}", found[index]);
-        }
+        assert_close("gradient", &flat(grads.get(&variable).unwrap()), &gradient, 1e-6);
     }
 }
 
@@ -182,29 +91,17 @@ fn the_aux_loss_and_its_gradient() {
     let (n, e) = (3, 4);
     let logits = uniform(n * e, 1);
     let (shares, valid) = ([0.5f32, 1.5, 0.25, 2.0], [1.0f32, 0.0, 1.0]);
-    let loss = |logits: &[f64]| -> f64 {
-        logits
-            .chunks(e)
-            .zip(valid)
-            .map(|(row, valid)| {
-                let sum: f64 = row.iter().map(|x| x.exp()).sum();
-                f64::from(valid) * row.iter().zip(shares).map(|(x, s)| f64::from(s) * x.exp() / sum).sum::<f64>()
-            })
-            .sum()
-    };
+    let (wide_shares, wide_valid) = (shares.map(f64::from), valid.map(f64::from));
+    let loss = |logits: &[f64]| reference::aux_loss(logits, &wide_shares, &wide_valid);
+    let gradient = reference::aux_loss_backward(&logits, &wide_shares, &wide_valid);
+    assert_derivative("logits", &logits, &gradient, loss);
+
     let variable = var(&logits, &[n, e]);
     let found = aux_loss(&variable, &Arc::from(shares), &Arc::from(valid)).unwrap();
     assert!((f64::from(found.to_scalar::<f32>().unwrap()) - loss(&logits)).abs() < 1e-6);
     let grads = (found * 2.0).unwrap().backward().unwrap();
-    let gradient = flat(grads.get(&variable).unwrap());
-    for index in 0..logits.len() {
-        let mut moved = logits.clone();
-        moved[index] += 1e-5;
-        let above = loss(&moved);
-        moved[index] -= 2e-5;
-        let slope = 2.0 * (above - loss(&moved)) / 2e-5;
-        assert!((slope - f64::from(gradient[index])).abs() < 1e-6);
-    }
+    let twice: Vec<f64> = gradient.iter().map(|g| 2.0 * g).collect();
+    assert_close("gradient", &flat(grads.get(&variable).unwrap()), &twice, 1e-6);
 }
 
 #[test]

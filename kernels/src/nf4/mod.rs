@@ -24,8 +24,7 @@ mod bitsandbytes;
 mod cpu;
 mod dynamic_map;
 mod mean;
-#[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +32,7 @@ use std::ops::Range;
 
 pub(crate) use dynamic_map::DynamicMap;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Stored};
 
 /// The 16 values of the data type: quantiles of a normal distribution, scaled to -1..=1 and with an exact 0.
 pub const CODEBOOK: [f32; 16] = [
@@ -171,6 +170,20 @@ impl Nf4Matrix {
     /// The scales as they are stored.
     pub fn scales(&self) -> &Scales {
         &self.scales
+    }
+
+    /// Everything the values follow from besides the shape, each with its name.
+    pub(crate) fn stored(&self) -> Vec<(&'static str, Stored<'_>)> {
+        let mut parts = vec![("codes", Stored::Bytes(&self.packed))];
+        match &self.scales {
+            Scales::Plain(absmax) => parts.push(("absmax", Stored::Floats(absmax))),
+            Scales::Double { codes, nested, offset } => parts.extend([
+                ("absmax codes", Stored::Bytes(codes)),
+                ("nested absmax", Stored::Floats(nested)),
+                ("nested offset", Stored::Floats(std::slice::from_ref(offset))),
+            ]),
+        }
+        parts
     }
 
     /// The absmax of every block, decoded.

@@ -3,7 +3,7 @@
 use super::{BLOCK, CODEBOOK, NESTED_BLOCK, SMALLEST_ABSMAX, dynamic_map};
 
 /// Packed codes and the absmax of every block.
-pub(super) fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+pub(crate) fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let mut indices = Vec::new();
     let mut scales = Vec::new();
     for block in values.chunks(BLOCK) {
@@ -22,7 +22,7 @@ pub(super) fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// 8-bit codes and nested scales of the centred absmax values, by trying every entry of the map.
-pub(super) fn quantize_scales(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
+pub(crate) fn quantize_scales(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
     let mut codes = Vec::new();
     let mut nested = Vec::new();
     for block in absmax.chunks(NESTED_BLOCK) {
@@ -39,7 +39,7 @@ pub(super) fn quantize_scales(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>
 }
 
 /// The first `count` values of packed codes.
-pub(super) fn dequantize(packed: &[u8], absmax: &[f32], count: usize) -> Vec<f32> {
+pub(crate) fn dequantize(packed: &[u8], absmax: &[f32], count: usize) -> Vec<f32> {
     (0..count)
         .map(|i| {
             let byte = packed[i / 2];

@@ -5,6 +5,7 @@ use brightrun_kernels::attention::{Heads, attention};
 use brightrun_kernels::rope::{HeadNorm, HeadNormRope, HeadShape, head_norm_rope, sigmoid_gate};
 use candle_core::Tensor;
 
+use super::digest::Parts;
 use super::linear::Linear;
 use super::load::Loader;
 use super::pass::Pass;
@@ -68,6 +69,17 @@ impl Attention {
             positions: pass.positions.clone(),
         };
         Ok(head_norm_rope(x, rope)?)
+    }
+
+    pub(super) fn frozen<'a>(&'a self, path: &str, parts: &mut Parts<'a>) {
+        for (name, linear) in [("q_proj", &self.q), ("k_proj", &self.k), ("v_proj", &self.v), ("o_proj", &self.o)] {
+            parts.linear(&format!("{path}.{name}"), linear);
+        }
+        for (name, norm) in [("q_norm", &self.query_norm), ("k_norm", &self.key_norm)] {
+            if let Some(norm) = norm {
+                parts.vector(format!("{path}.{name}.weight"), &norm.weight);
+            }
+        }
     }
 
     pub(super) fn is_adapted(&self) -> bool {

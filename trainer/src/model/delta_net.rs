@@ -7,6 +7,7 @@ use brightrun_kernels::delta_rule::{Parameters, delta_rule};
 use brightrun_kernels::norm::gated;
 use candle_core::Tensor;
 
+use super::digest::Parts;
 use super::linear::Linear;
 use super::load::Loader;
 use super::pass::Pass;
@@ -64,6 +65,20 @@ impl DeltaNet {
         let out = delta_rule(&qkv, &ba, &self.rule, &pass.documents)?;
         let out = gated(&out, &qkvz, &self.norm, groups, self.epsilon)?;
         self.out.forward(&out, pass)
+    }
+
+    pub(super) fn frozen<'a>(&'a self, path: &str, parts: &mut Parts<'a>) {
+        for (name, linear) in [("in_proj_qkvz", &self.qkvz), ("in_proj_ba", &self.ba), ("out_proj", &self.out)] {
+            parts.linear(&format!("{path}.{name}"), linear);
+        }
+        for (name, values) in [
+            ("conv1d.weight", self.conv.values()),
+            ("A_log", &self.rule.a_log),
+            ("dt_bias", &self.rule.dt_bias),
+            ("norm.weight", &self.norm),
+        ] {
+            parts.vector(format!("{path}.{name}"), values);
+        }
     }
 
     pub(super) fn is_adapted(&self) -> bool {

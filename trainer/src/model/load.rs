@@ -6,6 +6,7 @@ use brightrun_kernels::FrozenWeight;
 use brightrun_kernels::nf4::{BLOCK, Nf4Matrix, Scales};
 use brightrun_kernels::norm::Kind;
 
+use super::digest::Parts;
 use crate::Result;
 use crate::adapters::Adapters;
 use crate::config::{Family, ModelConfig};
@@ -87,6 +88,10 @@ pub(super) struct Norm {
 }
 
 impl Norm {
+    pub(super) fn frozen<'a>(&'a self, path: &str, parts: &mut Parts<'a>) {
+        parts.vector(format!("{path}.weight"), &self.weight);
+    }
+
     pub(super) fn forward(&self, x: &candle_core::Tensor) -> Result<candle_core::Tensor> {
         Ok(brightrun_kernels::norm::rms(x, &self.weight, self.kind, self.epsilon)?)
     }

@@ -7,6 +7,7 @@ use brightrun_kernels::op::with_slice;
 use brightrun_kernels::swiglu::{scale_rows, swiglu};
 use candle_core::{DType, Device, Tensor};
 
+use super::digest::Parts;
 use super::linear::Linear;
 use super::load::Loader;
 use super::pass::Pass;
@@ -30,6 +31,12 @@ impl DenseMlp {
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let hidden = swiglu(&self.gate.forward(x, pass)?, &self.up.forward(x, pass)?)?;
         self.down.forward(&hidden, pass)
+    }
+
+    pub(super) fn frozen<'a>(&'a self, path: &str, parts: &mut Parts<'a>) {
+        for (name, linear) in [("gate_proj", &self.gate), ("up_proj", &self.up), ("down_proj", &self.down)] {
+            parts.linear(&format!("{path}.{name}"), linear);
+        }
     }
 
     pub(super) fn is_adapted(&self) -> bool {
@@ -114,6 +121,19 @@ impl SparseMoe {
             out = (out + scale_rows(&shared.forward(x, pass)?, &gate.forward(x, pass)?)?)?;
         }
         Ok((out, RouterOutput { logits, weights, routing }))
+    }
+
+    pub(super) fn frozen<'a>(&'a self, path: &str, parts: &mut Parts<'a>) {
+        parts.linear(&format!("{path}.gate"), &self.router);
+        for (index, expert) in self.experts.iter().enumerate() {
+            for (name, weight) in expert.weights() {
+                parts.weight(&format!("{path}.experts.{index}.{name}.weight"), weight);
+            }
+        }
+        if let Some((mlp, gate)) = &self.shared {
+            mlp.frozen(&format!("{path}.shared_expert"), parts);
+            parts.linear(&format!("{path}.shared_expert_gate"), gate);
+        }
     }
 
     pub(super) fn is_adapted(&self) -> bool {

@@ -9,6 +9,7 @@
 
 mod attention;
 mod delta_net;
+mod digest;
 mod linear;
 mod load;
 mod mlp;
@@ -31,6 +32,7 @@ use crate::{Error, Result};
 use attention::Attention;
 use brightrun_kernels::lora_linear::FrozenLinear;
 use delta_net::DeltaNet;
+use digest::Parts;
 use linear::Linear;
 use load::{Loader, Norm};
 use mlp::{DenseMlp, SparseMoe};
@@ -115,6 +117,19 @@ impl Layer {
             }
         };
         Ok(LayerOutput { hidden: (hidden + out)?, router })
+    }
+
+    fn frozen<'a>(&'a self, path: &str, parts: &mut Parts<'a>) {
+        self.input_norm.frozen(&format!("{path}.input_layernorm"), parts);
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.frozen(&format!("{path}.self_attn"), parts),
+            Mixer::DeltaNet(delta_net) => delta_net.frozen(&format!("{path}.linear_attn"), parts),
+        }
+        self.post_norm.frozen(&format!("{path}.post_attention_layernorm"), parts);
+        match &self.mlp {
+            Mlp::Dense(mlp) => mlp.frozen(&format!("{path}.mlp"), parts),
+            Mlp::Sparse(moe) => moe.frozen(&format!("{path}.mlp"), parts),
+        }
     }
 
     /// Whether any part of the layer learns.

@@ -13,6 +13,7 @@ pub mod events;
 pub mod lora;
 pub mod model;
 pub mod optim;
+pub mod plan;
 pub mod run;
 pub mod schedule;
 pub mod step;

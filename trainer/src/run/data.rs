@@ -92,6 +92,11 @@ impl Data {
         &self.training
     }
 
+    /// The documents that are learnt from, by their place in [`Data::training`].
+    pub fn training_side(&self) -> &[u32] {
+        &self.split.training
+    }
+
     /// Whether there is anything to measure with.
     pub(super) fn has_validation(&self) -> bool {
         !self.validation_bins.is_empty()

@@ -16,7 +16,7 @@ use brightrun_trainer::config::{Family, ModelConfig};
 use brightrun_trainer::lora::{self, TargetSet};
 use brightrun_trainer::model::Model;
 use brightrun_trainer::optim::{Optimizer, OptimizerKind};
-use brightrun_trainer::plan::{BatchShape, DataFacts, Machine, Planner};
+use brightrun_trainer::plan::{BatchShape, DataFacts, Machine, Memory, Planner};
 use brightrun_trainer::run::{Parameters, PrecisionKind};
 use brightrun_trainer::step::{Gradients, Position, Recompute, StepOptions, accumulate};
 use brightrun_trainer::weights::Checkpoint;
@@ -30,8 +30,13 @@ const CHILD: &str = "measured_in_a_process_of_its_own";
 const MMAP_THRESHOLD: &str = "65536";
 /// Threads of a child.
 const THREADS: usize = 2;
-/// The share by which a prediction may be off.
+/// The share by which a prediction of what lives may be off.
 const TOLERANCE: f64 = 0.05;
+/// The same for what is resident as the process runs by default: the allocator keeps some of what is freed, more or less
+/// from run to run.
+const ALLOCATOR_TOLERANCE: f64 = 0.12;
+/// The cases that are measured that way too.
+const WITH_ALLOCATOR: [usize; 2] = [0, 4];
 
 /// What a run is measured with.
 struct Case {
@@ -70,14 +75,14 @@ fn cases() -> Vec<Case> {
     let (layers, none) = (Recompute::Layers, Recompute::None);
     let uneven = vec![(1000, 1000), (500, 500), (236, 236), (64, 64)];
     vec![
-        case(Qwen3Next, Full, TargetSet::Default, AdamW, 0.0, layers, even(4, 512), 1),
-        case(Qwen3Next, Nf4, TargetSet::All, AdamW, 0.05, layers, even(1, 2048), 2),
+        case(Qwen3Next, Full, TargetSet::Default, AdamW, 0.0, layers, even(3, 512), 1),
+        case(Qwen3Next, Nf4, TargetSet::All, AdamW, 0.05, layers, even(1, 1400), 2),
         case(Qwen3Next, Nf4, TargetSet::All, AdamW8bit, 0.0, none, uneven.clone(), 2),
         case(Qwen3Next, Full, TargetSet::Attention, AdamW, 0.0, none, vec![(512, 512), (512, 300), (512, 400)], 1),
-        case(Qwen3Moe, Full, TargetSet::Default, AdamW, 0.05, none, even(2, 1024), 1),
-        case(Qwen3Moe, Nf4, TargetSet::All, AdamW8bit, 0.05, layers, even(16, 128), 2),
+        case(Qwen3Moe, Full, TargetSet::Default, AdamW, 0.05, none, even(2, 700), 1),
+        case(Qwen3Moe, Nf4, TargetSet::All, AdamW8bit, 0.05, layers, even(12, 128), 2),
         case(Qwen2Moe, Full, TargetSet::Classic, AdamW, 0.05, layers, uneven, 2),
-        case(Qwen2Moe, Nf4, TargetSet::Default, AdamW8bit, 0.0, none, even(3, 700), 1),
+        case(Qwen2Moe, Nf4, TargetSet::Default, AdamW8bit, 0.0, none, even(3, 600), 1),
     ]
 }
 
@@ -123,16 +128,14 @@ impl Case {
         }
     }
 
-    /// Predicted peak in bytes, and when it is reached.
-    fn predicted(&self, config: &ModelConfig) -> Result<(f64, String)> {
+    /// What the run takes on top of the process.
+    fn predicted(&self, config: &ModelConfig) -> Result<Memory> {
         let parameters = self.parameters();
         let plan = lora::plan(config, &parameters.lora())?;
         let facts = DataFacts::from_lengths([1], 1.0);
         let planner = Planner::new(config, &plan, &parameters, &facts);
         let machine = Machine::cpu(THREADS, 1 << 36);
-        let memory = planner.step_memory(&machine, self.shape(), self.micro_batches > 1, self.recompute);
-        let parts = format!("{} {memory:?}", memory.peak_at);
-        Ok((memory.peak.max(memory.loading) as f64, parts))
+        Ok(planner.step_memory(&machine, self.shape(), self.micro_batches > 1, self.recompute))
     }
 }
 
@@ -146,8 +149,9 @@ fn batch(documents: &[(usize, usize)], vocabulary: usize) -> Result<MicroBatch> 
     Ok(MicroBatch::from_sequences(&documents.iter().enumerate().map(sequence).collect::<Vec<_>>())?)
 }
 
-/// Loads the model and takes two steps; returns the high-water mark.
+/// Loads the model and takes two steps; returns how far the high-water mark rose.
 fn measure(case: &Case, model_dir: &Path) -> Result<f64> {
+    let begin = high_water_mark()?;
     let parameters = case.parameters();
     let config = ModelConfig::read(model_dir)?;
     let plan = lora::plan(&config, &parameters.lora())?;
@@ -167,7 +171,7 @@ fn measure(case: &Case, model_dir: &Path) -> Result<f64> {
         }
         optimizer.step(&gradients, 1e-4)?;
     }
-    high_water_mark()
+    Ok(high_water_mark()? - begin)
 }
 
 fn high_water_mark() -> Result<f64> {
@@ -182,20 +186,24 @@ fn high_water_mark() -> Result<f64> {
 fn measured_in_a_process_of_its_own() {
     let (Ok(index), Ok(model)) = (env::var(CASE), env::var(MODEL)) else { return };
     let case = &cases()[index.parse::<usize>().unwrap()];
-    println!("high-water mark: {}", measure(case, Path::new(&model)).unwrap());
+    println!("the mark rose by {}", measure(case, Path::new(&model)).unwrap());
 }
 
-fn measured(index: usize, model_dir: &Path) -> Result<f64> {
-    let output = Command::new(env::current_exe()?)
+/// `strict`: what is freed goes back to the system at once.
+fn measured(index: usize, model_dir: &Path, strict: bool) -> Result<f64> {
+    let mut command = Command::new(env::current_exe()?);
+    if strict {
+        command.env("MALLOC_MMAP_THRESHOLD_", MMAP_THRESHOLD);
+    }
+    let output = command
         .args([CHILD, "--exact", "--ignored", "--nocapture"])
         .env(CASE, index.to_string())
         .env(MODEL, model_dir)
         .env("RAYON_NUM_THREADS", THREADS.to_string())
-        .env("MALLOC_MMAP_THRESHOLD_", MMAP_THRESHOLD)
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    let (_, mark) = text.split_once("high-water mark: ").context("the child said nothing")?;
+    let (_, mark) = text.split_once("the mark rose by ").context("the child said nothing")?;
     Ok(mark.split_whitespace().next().context("no number")?.parse()?)
 }
 
@@ -206,26 +214,33 @@ fn the_predicted_peak_is_the_measured_one() {
     let mut models = Vec::new();
     for family in Family::ALL {
         let mixers = if family == Qwen3Next { Mixers::Both } else { Mixers::Attention };
-        let shape = Shape { family, mixers, layers: 4, hidden: 512, vocabulary: 4096, experts: 8, expert_width: 256 };
+        let shape = Shape { family, mixers, layers: 3, hidden: 512, vocabulary: 4096, experts: 8, expert_width: 256 };
         let dir = folder.path().join(family.model_type());
         std::fs::create_dir(&dir).unwrap();
         models.push((family, Toy::write(&dir, &shape, 1).unwrap().config, dir));
     }
     let mut report = String::new();
-    let mut worst = 0.0f64;
+    let mut within = true;
     for (index, case) in cases.iter().enumerate() {
         let (_, config, dir) = models.iter().find(|(family, ..)| *family == case.family).unwrap();
-        let (predicted, parts) = case.predicted(config).unwrap();
-        let measured = measured(index, dir).unwrap();
-        let off = predicted / measured - 1.0;
-        worst = worst.max(off.abs());
-        let [predicted, measured] = [predicted, measured].map(|bytes| bytes / 1e6);
-        let line = format!("{:+.1} %: {predicted:.1} MB for {measured:.1} MB: {}\n", 100.0 * off, case.name());
-        report.push_str(&line);
-        if off.abs() > TOLERANCE {
-            report.push_str(&format!("    {parts}\n"));
+        let memory = case.predicted(config).unwrap();
+        let whole = memory.peak.max(memory.loading) - memory.process;
+        let mut compare = |strict: bool, predicted: u64, tolerance: f64| {
+            let (predicted, measured) = (predicted as f64, measured(index, dir, strict).unwrap());
+            let off = predicted / measured - 1.0;
+            within &= off.abs() <= tolerance;
+            let how = if strict { "lives" } else { "resident" };
+            let numbers = format!("{:.1} MB {how}, predicted {:.1}", measured / 1e6, predicted / 1e6);
+            report.push_str(&format!("{:+.1} %: {numbers}: {}\n", 100.0 * off, case.name()));
+        };
+        compare(true, whole - memory.allocator, TOLERANCE);
+        if WITH_ALLOCATOR.contains(&index) {
+            compare(false, whole, ALLOCATOR_TOLERANCE);
+        }
+        if !within {
+            report.push_str(&format!("    {memory:?}\n"));
         }
     }
     println!("{report}");
-    assert!(worst <= TOLERANCE, "\n{report}");
+    assert!(within, "\n{report}");
 }

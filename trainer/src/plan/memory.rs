@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::adapted::{Adapted, LayerLora};
-use super::engine::Engine;
+use super::engine::{Engine, HEAP_BUFFERS};
 use super::inventory::{BaseSizes, Trained};
 use super::layers::{self, BatchShape};
 use super::tape::Cost;
@@ -32,6 +32,8 @@ pub struct Memory {
     pub workspace: u64,
     /// Ids, targets, positions and the table of rotations.
     pub tokens: u64,
+    /// Freed memory that the allocator holds on to.
+    pub allocator: u64,
     /// The process or the device context itself.
     pub process: u64,
     /// All of them.
@@ -102,7 +104,9 @@ impl Step<'_> {
         let (adapters, optimizer) = (4 * self.trained.values, self.trained.moments);
         let (workspace, tokens) = (self.engine.workspace, self.tokens());
         let (base, process) = (self.base.all, self.engine.process);
-        let always = base + adapters + optimizer + workspace + tokens + process;
+        let largest = costs.iter().map(|cost| cost.largest_buffer).max().unwrap_or_default();
+        let allocator = HEAP_BUFFERS * largest.min(self.engine.heap_buffer);
+        let always = base + adapters + optimizer + workspace + tokens + allocator + process;
         Memory {
             base,
             adapters,
@@ -112,6 +116,7 @@ impl Step<'_> {
             activations: most.activations,
             workspace,
             tokens,
+            allocator,
             process,
             peak: always + most.total(),
             peak_at: most.at,

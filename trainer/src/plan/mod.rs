@@ -2,7 +2,7 @@
 //! and if it does not fit, what would.
 //!
 //! ```text
-//! peak = base + adapters + moments + workspace + tokens + process
+//! peak = base + adapters + moments + workspace + tokens + allocator + process
 //!      + max over all moments of a step (kept layer inputs + gradients so far + what that moment holds)
 //! ```
 //! What a moment holds is found by walking the ops of a layer as the tensor library does ([`tape`]). Numbers of the CPU
@@ -101,6 +101,9 @@ pub struct Planner<'a> {
     base: Arc<Base>,
     adapted: Adapted,
     trained: Trained,
+    /// What the job decides by itself.
+    micro_batch_tokens: Option<u32>,
+    recompute: Option<Recompute>,
 }
 
 /// Micro-batches that are looked at hold up to so many times what the job's settings say.
@@ -158,17 +161,20 @@ impl<'a> Planner<'a> {
         base: Arc<Base>,
     ) -> Self {
         let (adapted, trained) = (Adapted::new(config, plan), Trained::new(plan, parameters));
-        Self { config, plan, parameters, facts, base, adapted, trained }
+        Self { config, plan, parameters, facts, base, adapted, trained, micro_batch_tokens: None, recompute: None }
+    }
+
+    /// The same, with what a job decides by itself: then there is nothing to choose.
+    #[must_use]
+    pub fn fixed(self, micro_batch_tokens: Option<u32>, recompute: Option<Recompute>) -> Self {
+        Self { micro_batch_tokens, recompute, ..self }
     }
 
     /// The fastest way to run that fits, or the smallest where none does.
     pub fn plan(&self, machine: &Machine) -> Result<Plan> {
-        self.plan_among(machine, &self.capacities(), &[Recompute::None, Recompute::Layers])
-    }
-
-    /// As the settings say: micro-batches of [`Parameters::dataset`], and this choice of what is kept.
-    pub fn plan_as_set(&self, machine: &Machine, recompute: Recompute) -> Result<Plan> {
-        self.plan_among(machine, &[self.parameters.dataset().micro_batch_tokens], &[recompute])
+        let capacities = self.micro_batch_tokens.map_or_else(|| self.capacities(), |tokens| vec![tokens]);
+        let kinds = self.recompute.map_or_else(|| vec![Recompute::None, Recompute::Layers], |kind| vec![kind]);
+        self.plan_among(machine, &capacities, &kinds)
     }
 
     /// The memory of a step with exactly this micro-batch; `accumulates`: it is not the only one of its step.
@@ -279,14 +285,23 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The same job with other parameters.
+    fn with<'b>(&self, plan: &'b LoraPlan, parameters: &'b Parameters, facts: &'b DataFacts<'b>) -> Planner<'b>
+    where
+        'a: 'b,
+    {
+        Planner::with_base(self.config, plan, parameters, facts, self.base.clone())
+            .fixed(self.micro_batch_tokens, self.recompute)
+    }
+
     /// Plans the same job with other parameters for a machine.
     fn plan_with(&self, parameters: &Parameters, machine: &Machine) -> Result<Plan> {
         let plan = lora::plan(self.config, &parameters.lora())?;
         if parameters.max_seq_length < self.parameters.max_seq_length {
             let facts = self.facts.cut(parameters.max_seq_length);
-            return Planner::with_base(self.config, &plan, parameters, &facts, self.base.clone()).plan(machine);
+            return self.with(&plan, parameters, &facts).plan(machine);
         }
-        Planner::with_base(self.config, &plan, parameters, self.facts, self.base.clone()).plan(machine)
+        self.with(&plan, parameters, self.facts).plan(machine)
     }
 }
 

@@ -79,6 +79,7 @@ impl Plan {
             ("activations", memory.activations),
             ("workspace", memory.workspace),
             ("tokens", memory.tokens),
+            ("allocator", memory.allocator),
             ("process", memory.process),
         ] {
             row(out, name, format!("{:>8}", gigabytes(bytes)))?;

@@ -90,6 +90,8 @@ pub(super) struct Cost {
     pub(super) gradients: u64,
     /// The largest of them.
     pub(super) largest_gradient: u64,
+    /// The largest buffer of any op.
+    pub(super) largest_buffer: u64,
 }
 
 // === impl Tape ===
@@ -147,6 +149,12 @@ impl Tape {
             backward_peak: held + self.backward(&tracked),
             gradients: gradients.iter().sum(),
             largest_gradient: gradients.into_iter().max().unwrap_or_default(),
+            largest_buffer: self
+                .ops
+                .iter()
+                .map(|(op, _)| op.output.max(op.saved).max(op.scratch))
+                .max()
+                .unwrap_or_default(),
         }
     }
 

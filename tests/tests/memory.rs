@@ -33,10 +33,10 @@ const THREADS: usize = 2;
 /// The share by which a prediction of what lives may be off.
 const TOLERANCE: f64 = 0.05;
 /// The same for what is resident as the process runs by default: the allocator keeps some of what is freed, more or less
-/// from run to run.
-const ALLOCATOR_TOLERANCE: f64 = 0.12;
+/// from run to run, and at these small sizes that counts.
+const ALLOCATOR_TOLERANCE: f64 = 0.2;
 /// The cases that are measured that way too.
-const WITH_ALLOCATOR: [usize; 2] = [0, 4];
+const WITH_ALLOCATOR: [usize; 2] = [0, 2];
 
 /// What a run is measured with.
 struct Case {

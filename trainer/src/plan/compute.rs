@@ -22,6 +22,8 @@ pub struct Operations {
     pub backward: f64,
     /// What is computed a second time.
     pub recompute: f64,
+    /// Those of the three that routed experts have.
+    pub routed: f64,
     /// All three.
     pub total: f64,
 }
@@ -48,6 +50,8 @@ pub struct Time {
 const GPU_RATE_SHARE: f64 = 0.3;
 /// Share of a card's published bandwidth that reading quantised weights reaches in the best public kernels.
 const GPU_BANDWIDTH_SHARE: f64 = 0.85;
+/// Rows of a tile of the experts' products: an expert with fewer rows computes a whole tile all the same.
+const GPU_TILE: f64 = 64.0;
 /// Kernels of a layer in one pass, and what starting one costs.
 const GPU_LAUNCHES: f64 = 40.0 * 5e-6;
 /// Operations a second of a CPU thread: two thirds of what a step reaches on a server with AVX-512 (`benches/LOG.md`, about
@@ -74,11 +78,17 @@ pub(super) fn operations(
     let first = adapted.first();
     let mut sum = Operations::default();
     for (index, (layer, lora)) in config.layers.iter().zip(&adapted.layers).enumerate() {
-        let (forward, backward) = layer_operations(config, *layer, lora, keys);
-        sum.forward += forward;
-        if index >= first {
+        let again = if recompute == Recompute::Layers { 1.0 } else { 0.0 };
+        for (part, routed) in [(layer_operations(config, *layer, lora, keys), 0.0), (routed(config, *layer, lora), 1.0)]
+        {
+            let (forward, backward, again) = match index >= first {
+                true => (part.0, part.1, again * part.0),
+                false => (part.0, 0.0, 0.0),
+            };
+            sum.forward += forward;
             sum.backward += backward;
-            sum.recompute += if recompute == Recompute::Layers { forward } else { 0.0 };
+            sum.recompute += again;
+            sum.routed += routed * (forward + backward + again);
         }
     }
     let (width, words) = (config.hidden_size as f64, config.vocab_size as f64);
@@ -89,21 +99,24 @@ pub(super) fn operations(
     sum
 }
 
-/// Forward and backward of one layer.
+/// Forward and backward of the routed experts that a token meets.
+fn routed(config: &ModelConfig, layer: LayerConfig, lora: &LayerLora) -> (f64, f64) {
+    if layer.mlp != MlpKind::Sparse {
+        return (0.0, 0.0);
+    }
+    let moe = &config.moe;
+    let low = lora.expert_ranks(moe.experts).iter().sum::<f64>() * (config.hidden_size + moe.intermediate_size) as f64;
+    let base = 3.0 * (config.hidden_size * moe.intermediate_size) as f64;
+    (moe.per_token as f64 * 2.0 * (base + low), moe.per_token as f64 * (2.0 * base + 4.0 * low))
+}
+
+/// Forward and backward of one layer without its routed experts.
 fn layer_operations(config: &ModelConfig, layer: LayerConfig, lora: &LayerLora, keys: f64) -> (f64, f64) {
     let (mut forward, mut backward) = (0.0, 0.0);
     for (path, inputs, outputs) in dense_linears(config, layer) {
         let low = lora.rank(&path).unwrap_or_default() as f64 * (inputs + outputs) as f64;
         forward += 2.0 * (inputs * outputs) as f64 + 2.0 * low;
         backward += 2.0 * (inputs * outputs) as f64 + 4.0 * low;
-    }
-    if layer.mlp == MlpKind::Sparse {
-        let moe = &config.moe;
-        let sides = (config.hidden_size + moe.intermediate_size) as f64;
-        let low = lora.expert_ranks(moe.experts).iter().sum::<f64>() * sides;
-        let base = 3.0 * (config.hidden_size * moe.intermediate_size) as f64;
-        forward += moe.per_token as f64 * 2.0 * (base + low);
-        backward += moe.per_token as f64 * (2.0 * base + 4.0 * low);
     }
     let (mix, unmix) = mixing(config, layer.mixer, keys);
     (forward + mix, backward + unmix)
@@ -135,7 +148,7 @@ pub(super) struct Load<'a> {
     pub(super) base: BaseSizes,
     pub(super) base_parameters: u64,
     pub(super) trainable: u64,
-    pub(super) layers: usize,
+    pub(super) config: &'a ModelConfig,
     pub(super) recompute: Recompute,
 }
 
@@ -170,6 +183,15 @@ impl Load<'_> {
         }
     }
 
+    /// By how much more is computed because the rows of an expert (`tokens · k / experts`) do not fill their tiles.
+    fn tiles(&self) -> f64 {
+        let moe = &self.config.moe;
+        let tokens = self.work.computed_tokens as f64 / self.work.micro_batches.max(1) as f64;
+        let rows = (tokens * moe.per_token as f64 / moe.experts.max(1) as f64).max(1.0);
+        let share = self.operations.routed / self.operations.total.max(1.0);
+        1.0 - share + share * (rows / GPU_TILE).ceil() * GPU_TILE / rows
+    }
+
     /// So many operations, and so many passes over the weights.
     fn seconds(&self, machine: &Machine, operations: f64, passes: f64) -> f64 {
         let quantised = self.base.quantised as f64;
@@ -178,7 +200,8 @@ impl Load<'_> {
                 (operations / CPU_RATE + passes * quantised / CPU_DECODING) / threads.max(1) as f64
             }
             MachineKind::Gpu { bf16_tflops, .. } => {
-                let starts = passes * self.layers as f64 * GPU_LAUNCHES;
+                let starts = passes * self.config.layers.len() as f64 * GPU_LAUNCHES;
+                let operations = operations * self.tiles();
                 operations / (bf16_tflops * 1e12 * GPU_RATE_SHARE) + passes * quantised / bandwidth(machine) + starts
             }
         }

@@ -264,7 +264,7 @@ impl<'a> Planner<'a> {
             base,
             base_parameters: counts.base,
             trainable: counts.trainable,
-            layers: self.config.layers.len(),
+            config: self.config,
             recompute,
         };
         let time = load.time(machine);

@@ -128,6 +128,20 @@ fn more_memory_is_used_for_speed_and_less_is_respected() {
 }
 
 #[test]
+fn small_micro_batches_leave_the_tiles_of_experts_empty() {
+    let parameters = Parameters { batch_size: 64, ..Parameters::default() };
+    let rate = |tokens| {
+        let plan = planned(&parameters, 512, |p| {
+            p.clone().fixed(Some(tokens), Some(Recompute::Layers)).plan(&gpu("H100", 80, 4.0)).unwrap()
+        });
+        plan.time.tokens_per_second
+    };
+    // 10 rows of 64, 40 rows, 320 rows; at 30 % of the peak it would be 13,000.
+    let rates = [rate(512), rate(2048), rate(16_384)];
+    assert!(rates.is_sorted() && rates[0] < 4_000.0 && (10_000.0..14_000.0).contains(&rates[2]), "{rates:?}");
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_what_would() {
     let parameters = Parameters {
         targets: TargetSet::All,

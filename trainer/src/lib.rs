@@ -14,6 +14,7 @@ pub mod events;
 pub mod lora;
 pub mod model;
 pub mod optim;
+pub mod plan;
 pub mod proof;
 pub mod run;
 pub mod schedule;

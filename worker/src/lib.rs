@@ -1,12 +1,15 @@
 //! The worker: where bytes from outside become checked values, and where results leave again.
 #![forbid(unsafe_code)]
 
+mod estimate;
 mod input;
 mod job;
 mod output;
+mod prices;
 mod progress;
 mod redacted;
 pub mod storage;
+mod this_machine;
 mod train;
 mod validate;
 
@@ -37,6 +40,8 @@ enum Command {
     Train(train::Options),
     /// Says what is in a dataset, what is wrong with it and what would be trained on; trains nothing.
     Validate(validate::Options),
+    /// Says what a job takes, how long and for how much, on every card and on this machine; trains nothing.
+    Estimate(estimate::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters {
         /// Prints their JSON schema instead.
@@ -67,6 +72,16 @@ pub fn run() -> ExitCode {
             let verdict = validate::validate(&options, terminal);
             output::print_verdict(&verdict, options.json);
             ExitCode::from(verdict.exit_code())
+        }
+        Command::Estimate(options) => {
+            let answer = estimate::estimate(&options, terminal);
+            let text = answer.render(options.json);
+            match answer {
+                estimate::Answer::Planned(_) => output::write_to(&mut io::stdout().lock(), &text),
+                _ if options.json => output::write_to(&mut io::stdout().lock(), &text),
+                _ => output::write_to(&mut io::stderr().lock(), &text),
+            }
+            ExitCode::from(answer.exit_code())
         }
         Command::Parameters { schema } => {
             let text = if schema { format!("{:#}\n", job::parameter_schema()) } else { job::parameter_table() };

@@ -93,6 +93,11 @@ impl Data {
         &self.training
     }
 
+    /// The documents that are learnt from, by their place in [`Data::training`].
+    pub fn training_side(&self) -> &[u32] {
+        &self.split.training
+    }
+
     /// The tokenised validation file, where there is one.
     pub fn validation(&self) -> Option<&TokenStore> {
         self.validation.as_ref()

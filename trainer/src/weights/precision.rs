@@ -26,7 +26,7 @@ impl BasePrecision {
     }
 
     /// Whether the linear at this path is quantised, and if so, with double quantisation or without.
-    pub(super) fn quantises(&self, path: &str) -> Option<bool> {
+    pub(crate) fn quantises(&self, path: &str) -> Option<bool> {
         match self {
             Self::Full => None,
             Self::Nf4 { double_quant, skip } => {

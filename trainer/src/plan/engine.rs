@@ -1,0 +1,117 @@
+//! What an engine's memory is made of: the CPU engine as it is, and a GPU engine as it is designed. The numbers of the GPU
+//! follow from the design and from what is published; none of them is measured.
+
+use brightrun_kernels::cross_entropy::CHUNK_ROWS;
+use serde::Serialize;
+
+use super::machine::{Machine, MachineKind};
+
+const MIB: u64 = 1 << 20;
+
+/// Whether an engine's numbers were compared with a running one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// The engine exists, and tests hold its prediction against what it takes.
+    Measured,
+    /// The engine is a design; its numbers are computed.
+    Computed,
+}
+
+/// Sizes that differ between engines.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Engine {
+    pub(super) basis: Basis,
+    /// Bytes of an activation.
+    pub(super) activation: u64,
+    /// Bytes of a base weight that is not quantised.
+    pub(super) plain: u64,
+    /// Zeros that a sum of gradients begins with take memory.
+    pub(super) zeros_take_memory: bool,
+    /// Threads that need buffers of their own.
+    pub(super) threads: u64,
+    /// Rows of logits that exist at the same time.
+    pub(super) logit_rows: u64,
+    /// An output projection in NF4 is decoded whole.
+    pub(super) decodes_head: bool,
+    /// Memory of the process or the device context before anything is loaded.
+    pub(super) process: u64,
+    /// Buffers of matrix products and of decoding, whatever the model.
+    pub(super) workspace: u64,
+    /// Freed buffers of up to this size stay with the process.
+    pub(super) heap_buffer: u64,
+}
+
+/// Program text, runtime and thread stacks: a process of ours that does nothing has 13.5 MiB resident (Linux), one that
+/// reads a small dataset a little more.
+const CPU_PROCESS: u64 = 16 * MIB;
+/// A block of decoded weights (`lora_linear`: 2^18 values) and the packed side of a product (at most 512 by 1,024 values).
+const CPU_WORKSPACE: u64 = MIB + 2 * MIB;
+/// A thread's slab for packed blocks: the size of its L2 cache, here that of common servers.
+const CPU_THREAD_WORKSPACE: u64 = MIB;
+
+/// Buffers up to this size come from the heap, which goes back to the system only from its end; glibc raises the limit
+/// to it as such buffers are freed (`DEFAULT_MMAP_THRESHOLD_MAX`).
+const CPU_HEAP_BUFFER: u64 = 32 * MIB;
+/// How many of the largest of these buffers the heap holds that nobody uses: the end it keeps (twice the limit) and the
+/// holes between what is in use. Measured: 2 to 6, more where micro-batches differ in size.
+pub(super) const HEAP_BUFFERS: u64 = 4;
+
+/// What a CUDA context with its modules takes on a data-centre card: 400 to 550 MiB are commonly reported.
+const GPU_CONTEXT: u64 = 550 * MIB;
+/// The workspace cuBLAS asks for on Hopper is 32 MiB; as much again for decoded blocks, and for what a caching allocator
+/// rounds up.
+const GPU_WORKSPACE: u64 = 96 * MIB;
+/// Rows of logits on a GPU: enough for full tiles of the product; for the 151,936 words of Qwen 622 MB in `f32`.
+const GPU_LOGIT_ROWS: u64 = 1024;
+
+// === impl Engine ===
+
+impl Engine {
+    pub(super) fn of(machine: &Machine) -> Self {
+        match &machine.kind {
+            MachineKind::Cpu { threads, .. } => Self::cpu((*threads).max(1) as u64),
+            MachineKind::Gpu { .. } => Self::gpu(),
+        }
+    }
+
+    fn cpu(threads: u64) -> Self {
+        Self {
+            basis: Basis::Measured,
+            activation: 4,
+            plain: 4,
+            zeros_take_memory: false,
+            threads,
+            logit_rows: CHUNK_ROWS as u64,
+            decodes_head: true,
+            process: CPU_PROCESS,
+            workspace: CPU_WORKSPACE + threads * CPU_THREAD_WORKSPACE,
+            heap_buffer: CPU_HEAP_BUFFER,
+        }
+    }
+
+    fn gpu() -> Self {
+        Self {
+            basis: Basis::Computed,
+            activation: 2,
+            plain: 2,
+            zeros_take_memory: true,
+            // Blocks of threads keep their buffers in shared memory.
+            threads: 0,
+            logit_rows: GPU_LOGIT_ROWS,
+            decodes_head: false,
+            process: GPU_CONTEXT,
+            workspace: GPU_WORKSPACE,
+            // What an allocator loses is in the share of a card that no plan fills.
+            heap_buffer: 0,
+        }
+    }
+
+    /// Bytes of so many activations.
+    pub(super) fn values(&self, count: u64) -> u64 {
+        count * self.activation
+    }
+
+    /// Bytes of a token's own row: id, target, position, and its share of the batch it was read into.
+    pub(super) const TOKEN: u64 = 4 + 8 + 4 + 16;
+}

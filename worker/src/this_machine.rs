@@ -1,0 +1,37 @@
+//! What this machine has to compute with.
+
+use std::{fs, thread};
+
+use brightrun_trainer::plan::Machine;
+
+/// Its processor, with the memory that a run may take now; `None` where the system does not tell.
+pub(crate) fn processor() -> Option<Machine> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let available = memory_available(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    Some(Machine::cpu(threads, available.min(limit_of_container().unwrap_or(u64::MAX))))
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn memory_available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What a container's memory is limited to; a number without a unit, or `max`.
+fn limit_of_container() -> Option<u64> {
+    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    files.iter().find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
+        let text = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   22000000 kB\n";
+        assert_eq!(memory_available(text), Some(22_000_000 * 1024));
+        assert_eq!(memory_available("MemTotal: 1 kB\n"), None);
+        assert_eq!(memory_available("MemAvailable: many kB\n"), None);
+    }
+}

@@ -65,6 +65,11 @@ impl ConvWeight {
         Ok(Self { channels, taps, by_tap })
     }
 
+    /// Tokens that one output depends on.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
     /// All channels' factor for the token `back` places ago.
     #[inline(always)]
     fn back(&self, back: usize) -> &[f32] {

@@ -1,8 +1,12 @@
 //! The worker: where bytes from outside become checked values, and where results leave again.
 #![forbid(unsafe_code)]
 
+mod command;
+mod eval;
+mod generate;
 mod input;
 mod job;
+mod merge;
 mod output;
 mod progress;
 mod redacted;
@@ -52,6 +56,12 @@ enum Command {
     },
     /// Says what is in a dataset, what is wrong with it and what would be trained on; trains nothing.
     Validate(validate::Options),
+    /// Answers questions with a base model and, beside it, with an adapter, so that you see what training did.
+    Generate(generate::Options),
+    /// Measures loss and perplexity of a base model on a dataset, with an adapter and without.
+    Eval(eval::Options),
+    /// Writes base and adapter as one model, which any program loads.
+    Merge(merge::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters,
 }
@@ -79,6 +89,9 @@ pub fn run() -> ExitCode {
             output::print_verdict(&verdict, options.json);
             ExitCode::from(verdict.exit_code())
         }
+        Command::Generate(options) => generate::generate(&options, &terminal).finish(options.json),
+        Command::Eval(options) => eval::eval(&options, &terminal).finish(options.json),
+        Command::Merge(options) => merge::merge(&options, &terminal).finish(options.json),
         Command::Parameters => {
             output::write_to(&mut io::stdout().lock(), &job::parameter_table());
             ExitCode::SUCCESS

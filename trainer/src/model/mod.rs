@@ -13,6 +13,7 @@ mod delta_net;
 mod linear;
 mod load;
 mod mlp;
+mod open;
 mod pass;
 
 use std::sync::{Arc, Mutex, PoisonError};

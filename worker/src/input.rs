@@ -72,7 +72,7 @@ pub(crate) fn base_model(model: &BaseModel, folder: &Path) -> anyhow::Result<(Pa
 }
 
 /// The file of a dataset. What is no file of this machine yet becomes one in `folder`, which must exist; where it is
-/// fetched, its name begins with `purpose`.
+/// fetched or decompressed, its name begins with `purpose`.
 pub(crate) fn dataset(
     dataset: &Dataset,
     purpose: &str,
@@ -81,6 +81,10 @@ pub(crate) fn dataset(
     progress: &Progress,
 ) -> anyhow::Result<PathBuf> {
     match dataset {
+        Dataset::File(path) if is_compressed(path)? => {
+            let source = Source::File(path.clone());
+            fetch(&source, &folder.join(file_name(purpose, &source)), options, progress)
+        }
         Dataset::File(path) => Ok(path.clone()),
         Dataset::Demo => {
             let path = folder.join("conversations.jsonl");
@@ -89,6 +93,10 @@ pub(crate) fn dataset(
         }
         Dataset::Remote(source) => fetch(source, &folder.join(file_name(purpose, source)), options, progress),
     }
+}
+
+fn is_compressed(path: &Path) -> anyhow::Result<bool> {
+    storage::is_compressed(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Brings a dataset to this machine, for a person at the command line.

@@ -1,14 +1,15 @@
 //! `brightrun validate`: what there is to say about a dataset, without training on it.
 
 use std::{
-    fs::{self, File},
-    io::BufWriter,
+    fs,
+    io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use brightrun_trainer::{
-    dataset::{dump, report::DatasetReport},
+    artifacts::atomic,
+    dataset::{dump, encode::TextTokenizer, report::DatasetReport, store::TokenStore},
     demo,
     events::{Event, EventSink},
     run::{Data, DataSpec, Parameters},
@@ -155,14 +156,23 @@ impl Request<'_> {
             data.report().write(path)?;
         }
         if let Some(path) = &self.options.dump {
-            write_dump(path, &dataset, &model_dir, &data)?;
+            let validation = validation.as_deref().zip(data.validation());
+            write_dump(path, [Some((&*dataset, data.training())), validation].into_iter().flatten(), &model_dir)?;
         }
         Ok(data.report().clone())
     }
 }
 
-fn write_dump(path: &Path, dataset: &Path, model_dir: &Path, data: &Data) -> anyhow::Result<()> {
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    dump::write(&mut BufWriter::new(file), path, dataset, model_dir, data.training())?;
+fn write_dump<'a>(
+    path: &Path,
+    mut files: impl Iterator<Item = (&'a Path, &'a TokenStore)>,
+    model_dir: &Path,
+) -> anyhow::Result<()> {
+    let tokenizer = TextTokenizer::load(model_dir)?;
+    atomic::write_with(path, |file| {
+        let mut out = BufWriter::new(file);
+        let mut write = |(dataset, store)| dump::write(&mut out, path, dataset, &tokenizer, store);
+        files.try_for_each(&mut write).map_err(io::Error::other)
+    })?;
     Ok(())
 }

@@ -2,10 +2,12 @@
 
 use std::{
     fs,
+    io::Write,
     path::Path,
     process::{Command, Output, Stdio},
 };
 
+use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
 fn brightrun(folder: &Path, arguments: &[&str]) -> Output {
@@ -99,6 +101,27 @@ fn validate_describes_a_dataset_and_ends_with_0() {
     assert_eq!(lines[2]["text"], "<|im_start|>user\nWhen?<|im_end|>\n<|im_start|>assistant\nNow.<|im_end|>\n");
     let count = |field: &str| lines[2][field].as_array().unwrap().len();
     assert_eq!(count("input_ids"), count("assistant_mask"));
+}
+
+#[test]
+fn validate_decompresses_a_file_and_dumps_the_one_for_validation_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(DATASET.as_bytes()).unwrap();
+    fs::write(folder.path().join("data.jsonl.gz"), encoder.finish().unwrap()).unwrap();
+    let held_out = DATASET.lines().next().unwrap().replace("\"a\"", "\"z\"");
+    fs::write(folder.path().join("held-out.jsonl"), held_out).unwrap();
+    let job = json!({ "input": { "dataset_url": "data.jsonl.gz", "validation_url": "held-out.jsonl",
+        "base_model": "brightrun/demo-moe" } });
+    fs::write(folder.path().join("job.json"), job.to_string()).unwrap();
+    let arguments = ["validate", "data.jsonl.gz", "--job", "job.json", "--dump", "dump.jsonl"];
+    let output = brightrun(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let dump = fs::read_to_string(folder.path().join("dump.jsonl")).unwrap();
+    let lines: Vec<Value> = dump.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let from: Vec<_> = lines.iter().map(|line| (line["file"].as_str().unwrap(), line["line"].as_u64())).collect();
+    let first = "dataset-data.jsonl.gz";
+    assert_eq!(from, [(first, Some(1)), (first, Some(2)), (first, Some(3)), ("held-out.jsonl", Some(1))]);
 }
 
 #[test]

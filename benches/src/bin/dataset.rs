@@ -18,10 +18,8 @@ use anyhow::{Context, Result, ensure};
 use brightrun_benches::resident;
 use brightrun_kernels::dropout::{SPLITMIX_STEP, splitmix};
 use brightrun_trainer::dataset::{
-    encode::TextTokenizer,
-    finding::FindingKind,
-    prepare::{PrepareOptions, prepare},
-    template::ChatTemplate,
+    finding::{FindingKind, Severity},
+    prepare::{PrepareOptions, TextModel, prepare},
 };
 use clap::Parser;
 use serde_json::json;
@@ -69,9 +67,8 @@ fn main() -> Result<()> {
 fn measure(file: &Path, model: &Path, max_length: usize, cache: &Path) -> Result<()> {
     let options = PrepareOptions { max_length, train_on_prompt: false, learn_every_turn: false };
     let before_tokenizer = resident::current_mib();
-    let held = (TextTokenizer::load(model)?, ChatTemplate::load(model)?);
+    let model = &TextModel::load(model)?;
     let tokenizer = resident::current_mib();
-    drop(held);
     // 5 sets the high-water mark back to what is resident now (man 5 proc); elsewhere the peak is that of the process.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let watch = |_, _| ControlFlow::Continue(());
@@ -79,9 +76,8 @@ fn measure(file: &Path, model: &Path, max_length: usize, cache: &Path) -> Result
     let prepared = prepare(file, model, &options, cache, &watch)?;
     let seconds = start.elapsed().as_secs_f64();
     let peak = resident::peak_mib();
-    if let Some(reason) = prepared.fatal() {
-        anyhow::bail!(reason);
-    }
+    let fatal = prepared.facts.findings.count_of(Severity::Fatal);
+    ensure!(fatal == 0, "{} has {fatal} fatal findings; `brightrun validate` lists them", file.display());
     let start = Instant::now();
     let again = prepare(file, model, &options, cache, &watch)?;
     let again_seconds = start.elapsed().as_secs_f64();

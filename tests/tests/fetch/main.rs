@@ -3,6 +3,7 @@
 //! Limits are short where a limit is what is tested, and generous everywhere else, so that a slow machine changes nothing.
 
 mod content;
+mod killed;
 mod refusals;
 mod s3;
 mod safety;

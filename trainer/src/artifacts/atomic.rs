@@ -41,7 +41,7 @@ pub fn replace<const N: usize>(mut files: [Pending; N]) -> Result<()> {
         fs::rename(&file.temporary, &file.path).map_err(Error::io("cannot write", &file.path))?;
         file.renamed = true;
     }
-    files.iter().try_for_each(|file| sync_folder(&file.path))
+    files.iter().try_for_each(|file| sync_folder_of(&file.path))
 }
 
 // === impl Pending ===
@@ -84,13 +84,17 @@ fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
     Err(Error::file(path, format!("cannot be written: {MAX_NAMES} temporary files stand beside it; remove them")))
 }
 
-/// Makes the rename itself durable. Windows cannot open folders, and needs no such call.
-fn sync_folder(path: &Path) -> Result<()> {
+/// Makes the name of a file or folder durable.
+pub fn sync_folder_of(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => sync_folder(folder),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+/// Makes the names in a folder durable. Windows cannot open folders, and needs no such call.
+pub fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("cannot sync", folder))?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::{collections::HashMap, io::Write, path::Path};
 
 use serde::Serialize;
 
-use super::{encode::TextTokenizer, random::hash, records::Records, store::TokenStore};
+use super::{encode::TextTokenizer, records::Records, store::TokenStore};
 use crate::{Error, Result, batch::IGNORED};
 
 /// So many bytes of the dataset file are looked at together.
@@ -13,6 +13,7 @@ const BATCH_BYTES: usize = 4 << 20;
 /// One document.
 #[derive(Serialize)]
 struct Line<'a> {
+    file: &'a str,
     line: u64,
     conversation: &'a str,
     cut_turns: u32,
@@ -21,14 +22,21 @@ struct Line<'a> {
     assistant_mask: Vec<u8>,
 }
 
-/// Writes every document of a tokenised file: its line and conversation, how many turns were cut, the text of its tokens, and
+/// Writes every document of a tokenised file: its file, line and conversation, how many turns were cut, the text of its tokens, and
 /// for every token whether it is learnt. The file is read once more for the names of its conversations.
-pub fn write(out: &mut impl Write, path: &Path, dataset: &Path, model_dir: &Path, store: &TokenStore) -> Result<()> {
-    let tokenizer = TextTokenizer::load(model_dir)?;
+pub fn write(
+    out: &mut impl Write,
+    path: &Path,
+    dataset: &Path,
+    tokenizer: &TextTokenizer,
+    store: &TokenStore,
+) -> Result<()> {
     let names = conversation_names(dataset)?;
+    let file = dataset.file_name().unwrap_or_default().to_string_lossy();
     for (index, document) in store.documents().iter().enumerate() {
         let sequence = store.sequence(index)?;
         let line = Line {
+            file: &file,
             line: document.line,
             conversation: names.get(&document.conversation).map_or("", String::as_str),
             cut_turns: document.cut_turns,
@@ -42,13 +50,13 @@ pub fn write(out: &mut impl Write, path: &Path, dataset: &Path, model_dir: &Path
     out.flush().map_err(Error::io("cannot write", path))
 }
 
-/// The conversations' names by their hashes, which is how documents refer to them.
+/// The conversations' names by their keys, which is how documents refer to them.
 fn conversation_names(dataset: &Path) -> Result<HashMap<u64, String>> {
     let mut names = HashMap::new();
     let mut records = Records::open(dataset)?;
     while let Some(batch) = records.next_batch(BATCH_BYTES)? {
         for example in batch.iter().filter_map(|record| record.parse().example) {
-            names.entry(hash(example.conversation.as_bytes())).or_insert(example.conversation);
+            names.entry(example.conversation.key()).or_insert(example.conversation.id);
         }
     }
     Ok(names)

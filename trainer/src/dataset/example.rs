@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::random::hash;
+
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -63,14 +65,45 @@ pub enum Learnt {
     LastAssistantTurn,
 }
 
+/// The conversation an example belongs to. Examples of one conversation stay on one side of the split.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Conversation {
+    /// Its id. Where the file has none: `line-N`, in a list `item-N`, in the full JSON `conversation-N`, all counted from 1.
+    pub id: String,
+    /// The file says so. An id of ours means nothing in another file.
+    pub named: bool,
+}
+
+/// The bit of a [`Conversation::key`] that says whether the file names it.
+const NAMED: u64 = 1;
+
+// === impl Conversation ===
+
+impl Conversation {
+    /// The file's own id, or one that stands in for it.
+    pub fn new(id: Option<String>, stand_in: impl FnOnce() -> String) -> Self {
+        let named = id.is_some();
+        Self { id: id.unwrap_or_else(stand_in), named }
+    }
+
+    /// A hash of it by which it is known from here on.
+    pub fn key(&self) -> u64 {
+        hash(self.id.as_bytes()) & !NAMED | if self.named { NAMED } else { 0 }
+    }
+
+    /// Whether the conversation of a key has an id of the file's own.
+    pub fn is_named(key: u64) -> bool {
+        key & NAMED != 0
+    }
+}
+
 /// One example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// The line it comes from, counted from 1.
     pub line: u64,
-    /// The conversation it belongs to; examples of one conversation stay on one side of the split. Where the line has no id:
-    /// `line-N`, in a list `item-N`, in the full JSON `conversation-N`, all counted from 1.
-    pub conversation: String,
+    /// The conversation it belongs to.
+    pub conversation: Conversation,
     /// Its turns or text.
     pub body: Body,
     /// What is learnt of it.

@@ -9,7 +9,7 @@ use super::finding::Findings;
 pub struct Document {
     /// The line it comes from.
     pub line: u64,
-    /// A 64-bit hash of its conversation's id.
+    /// Its conversation's key ([`Conversation::key`](super::example::Conversation::key)).
     pub conversation: u64,
     /// First token in the store.
     pub offset: u64,

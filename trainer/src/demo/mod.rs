@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::{
         batch::IGNORED,
-        dataset::dump,
+        dataset::{dump, encode::TextTokenizer},
         run::{Data, DataSpec, Parameters},
     };
 
@@ -113,7 +113,7 @@ mod tests {
         let store = data.training();
         assert_eq!(store.documents().len(), golden.cases.len(), "{}", data.report());
         let mut dump = Vec::new();
-        dump::write(&mut dump, Path::new("dump"), &dataset, &model, store).unwrap();
+        dump::write(&mut dump, Path::new("dump"), &dataset, &TextTokenizer::load(&model).unwrap(), store).unwrap();
         let texts = dump.lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
         for (index, (case, line)) in golden.cases.iter().zip(texts).enumerate() {
             let sequence = store.sequence(index).unwrap();

@@ -9,7 +9,7 @@ use crate::batch::MicroBatch;
 use crate::dataset::batches;
 use crate::dataset::facts::Document;
 use crate::dataset::packing::{Bin, Packing};
-use crate::dataset::prepare::{PrepareOptions, Prepared, prepare};
+use crate::dataset::prepare::{PrepareOptions, Prepared, TextModel, prepare};
 use crate::dataset::report::{DatasetReport, Source};
 use crate::dataset::split::{MOST_VALIDATION_CONVERSATIONS, Split, split};
 use crate::dataset::store::TokenStore;
@@ -49,8 +49,9 @@ impl Data {
     /// were read.
     pub fn read(spec: &DataSpec<'_>, progress: &dyn Fn(u64, u64)) -> Result<Self> {
         let settings = spec.parameters.dataset();
-        let training = read_file(spec, spec.dataset, progress)?;
-        let validation = spec.validation_dataset.map(|path| read_file(spec, path, progress)).transpose()?;
+        let model = TextModel::load(spec.model_dir)?;
+        let training = read_file(spec, spec.dataset, &model, progress)?;
+        let validation = spec.validation_dataset.map(|path| read_file(spec, path, &model, progress)).transpose()?;
         let documents = training.store.documents();
         let split = match &validation {
             Some(validation) => {
@@ -90,6 +91,11 @@ impl Data {
     /// The tokenised training file, both sides of a split included.
     pub fn training(&self) -> &TokenStore {
         &self.training
+    }
+
+    /// The tokenised validation file, where there is one.
+    pub fn validation(&self) -> Option<&TokenStore> {
+        self.validation.as_ref()
     }
 
     /// Whether there is anything to measure with.
@@ -139,7 +145,7 @@ impl Data {
     }
 }
 
-fn read_file(spec: &DataSpec<'_>, path: &Path, progress: &dyn Fn(u64, u64)) -> Result<Prepared> {
+fn read_file(spec: &DataSpec<'_>, path: &Path, model: &TextModel, progress: &dyn Fn(u64, u64)) -> Result<Prepared> {
     let parameters = spec.parameters;
     let options = PrepareOptions {
         max_length: parameters.max_seq_length,
@@ -150,7 +156,7 @@ fn read_file(spec: &DataSpec<'_>, path: &Path, progress: &dyn Fn(u64, u64)) -> R
         progress(bytes, total);
         ControlFlow::Continue(())
     };
-    prepare(path, spec.model_dir, &options, spec.cache_dir, &go_on)
+    prepare(path, model, &options, spec.cache_dir, &go_on)
 }
 
 fn source<'a>(path: &Path, file: &'a Prepared) -> Source<'a> {

@@ -22,7 +22,7 @@ mod s3;
 mod source;
 mod watch;
 
-use std::{io, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
@@ -102,6 +102,11 @@ pub async fn fetch(
         Source::File(_) => return Err(configuration("is a file".into())),
     };
     Download::open(origin, dialer, progress, place.clone(), identity, target).await?.run().await
+}
+
+/// Whether a file of this machine has to be fetched before it can be read, because it is compressed.
+pub fn is_compressed(path: &Path) -> io::Result<bool> {
+    gzip::is_gzip(&mut File::open(path)?)
 }
 
 /// As [`fetch`], for callers without an asynchronous runtime. Panics where there is one.

@@ -105,7 +105,7 @@ impl Partial {
         if !is_at(&file, &part)? {
             return Ok(None);
         }
-        let place = hex(&Sha256::digest(place.as_bytes()));
+        let place = hex::encode(Sha256::digest(place.as_bytes()));
         let mut partial = Self {
             target: target.to_owned(),
             place,
@@ -137,7 +137,7 @@ impl Partial {
             hasher.update(&buffer[..count]);
             left -= count as u64;
         }
-        if hex(&hasher.clone().finalize()) != note.sha256 {
+        if hex::encode(hasher.clone().finalize()) != note.sha256 {
             return Ok(false);
         }
         self.file.set_len(note.bytes)?;
@@ -178,7 +178,7 @@ impl Partial {
             total: self.content.total,
             gzip: self.content.gzip,
             bytes: self.bytes,
-            sha256: hex(&self.hasher.clone().finalize()),
+            sha256: hex::encode(self.hasher.clone().finalize()),
         };
         let text = serde_json::to_vec(&note)?;
         atomic::write(&beside(&self.target, ".part.json")?, &text).map_err(io::Error::other)?;
@@ -255,7 +255,7 @@ impl Partial {
             remove_if_there(&part)?;
         }
         self.done = true;
-        sync_folder(&self.target)
+        atomic::sync_folder_of(&self.target).map_err(io::Error::other)
     }
 }
 
@@ -310,20 +310,6 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 #[cfg(not(unix))]
 fn is_at(_: &File, path: &Path) -> io::Result<bool> {
     Ok(path.exists())
-}
-
-/// Makes the rename itself durable. Windows cannot open folders, and needs no such call.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -11,18 +11,19 @@ mod pieces;
 pub(in crate::dataset) mod testing;
 #[cfg(test)]
 mod tests;
+mod text_model;
 mod tokens;
 mod words;
 
 use sha2::{Digest, Sha256};
 
+pub use text_model::TextModel;
 pub use tokens::{TextTokenizer, Tokens};
 pub use words::WordCache;
 
 use super::{
     example::{Body, Example, Learnt, Message, Role},
     finding::{Finding, FindingKind},
-    random::hash,
     template::ChatTemplate,
 };
 use crate::Result;
@@ -60,7 +61,7 @@ pub struct Workspace {
 pub struct Encoded {
     /// The line it comes from.
     pub line: u64,
-    /// A 64-bit hash of its conversation's id.
+    /// Its conversation's key.
     pub conversation: u64,
     /// Its documents: one, but where a text had to be cut.
     pub documents: Vec<EncodedDocument>,
@@ -160,7 +161,7 @@ impl<'a> Encoder<'a> {
         };
         Ok(Some(Encoded {
             line: example.line,
-            conversation: hash(example.conversation.as_bytes()),
+            conversation: example.conversation.key(),
             documents: vec![document],
             turns: messages.iter().filter(|message| message.role != Role::System).count() as u32,
             learnt_turns: turns.learnt_turns,
@@ -198,7 +199,7 @@ impl<'a> Encoder<'a> {
         };
         Ok(Encoded {
             line: example.line,
-            conversation: hash(example.conversation.as_bytes()),
+            conversation: example.conversation.key(),
             documents: pieces.iter().map(document).collect(),
             turns: 1,
             learnt_turns: 1,

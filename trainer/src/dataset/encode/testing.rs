@@ -4,11 +4,8 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use super::{Encoded, Encoder, LEARNT, Outcome, PrepareOptions, TextTokenizer, Workspace};
-use crate::dataset::{
-    example::{Body, Example, Learnt, Message, Role},
-    template::ChatTemplate,
-};
+use super::{Encoded, Encoder, LEARNT, Outcome, PrepareOptions, TextModel, Workspace};
+use crate::dataset::example::{Body, Conversation, Example, Learnt, Message, Role};
 
 /// A folder with a tokenizer and a chat template.
 pub(in crate::dataset) fn write_tokenizer(folder: &Path) {
@@ -16,23 +13,13 @@ pub(in crate::dataset) fn write_tokenizer(folder: &Path) {
     fs::write(folder.join("tokenizer_config.json"), include_bytes!("../../demo/tokenizer_config.json")).unwrap();
 }
 
-/// A model's files, loaded.
-pub(in crate::dataset) struct Model {
-    pub(in crate::dataset) template: ChatTemplate,
-    pub(in crate::dataset) tokenizer: TextTokenizer,
-}
+// === impl TextModel ===
 
-// === impl Model ===
-
-impl Model {
+impl TextModel {
     pub(in crate::dataset) fn demo() -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_tokenizer(folder.path());
-        Self::load(folder.path())
-    }
-
-    pub(in crate::dataset) fn load(folder: &Path) -> Self {
-        Self { template: ChatTemplate::load(folder).unwrap(), tokenizer: TextTokenizer::load(folder).unwrap() }
+        Self::load(folder.path()).unwrap()
     }
 
     /// An example's tokens and what became of it.
@@ -79,11 +66,23 @@ pub(in crate::dataset) fn turns(list: &[(char, &str)]) -> Vec<Message> {
 
 /// A conversation on line 4.
 pub(in crate::dataset) fn example(messages: Vec<Message>, learnt: Learnt) -> Example {
-    Example { line: 4, conversation: "c".into(), body: Body::Messages(messages), learnt, tools: Value::Null }
+    Example {
+        line: 4,
+        conversation: Conversation { id: "c".into(), named: true },
+        body: Body::Messages(messages),
+        learnt,
+        tools: Value::Null,
+    }
 }
 
 /// A text on line 4.
 pub(in crate::dataset) fn text(text: &str) -> Example {
     let body = Body::Text(text.into());
-    Example { line: 4, conversation: "c".into(), body, learnt: Learnt::EveryAssistantTurn, tools: Value::Null }
+    Example {
+        line: 4,
+        conversation: Conversation { id: "c".into(), named: true },
+        body,
+        learnt: Learnt::EveryAssistantTurn,
+        tools: Value::Null,
+    }
 }

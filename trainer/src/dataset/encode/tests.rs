@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::{testing::*, *};
 
-static MODEL: LazyLock<Model> = LazyLock::new(Model::demo);
+static MODEL: LazyLock<TextModel> = LazyLock::new(TextModel::demo);
 
 /// The demo's ChatML.
 fn rendered(messages: &[Message]) -> String {
@@ -124,7 +124,7 @@ fn a_form_that_the_template_refuses_is_no_form() {
         {%- if loop.first and message.role == 'assistant' %}{{ raise_exception('begin with a user') }}{%- endif %}\
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endfor %}";
     std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
-    let model = Model::load(folder.path());
+    let model = TextModel::load(folder.path()).unwrap();
     let refused = turns(&[('a', "Hello."), ('u', "Hello?"), ('a', "Yes.")]);
     let (_, outcome) = model.encode(&example(refused, Learnt::EveryAssistantTurn), OPTIONS);
     assert_eq!(outcome.findings[0].kind, FindingKind::TemplateRefused);

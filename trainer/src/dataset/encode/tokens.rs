@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::{direct::Direct, words::WordCache};
-use crate::{Error, Result};
+use crate::{Error, Result, dataset::template::ChatTemplate};
 
 /// Token ids of a text, and the bytes of each.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Tokens {
 // === impl TextTokenizer ===
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json`, and the end-of-text token out of `tokenizer_config.json` where there is one.
+    /// Reads `tokenizer.json`, and which token ends a text where the model says so.
     pub fn load(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join("tokenizer.json");
         let bytes = fs::read(&path).map_err(Error::io("cannot read", &path))?;
@@ -56,7 +56,10 @@ impl TextTokenizer {
             .with_padding(None)
             .with_truncation(None)
             .map_err(|error| Error::file(&path, format!("the tokenizer cannot be used: {error}")))?;
-        let end_of_text = end_of_text(model_dir)?.and_then(|token| tokenizer.token_to_id(&token));
+        let end_of_text = ChatTemplate::special_tokens(model_dir)?
+            .into_iter()
+            .find_map(|(name, token)| (name == "eos_token").then_some(token))
+            .and_then(|token| tokenizer.token_to_id(&token));
         let direct = Direct::of(&tokenizer)?;
         Ok(Self { tokenizer, digest, end_of_text, direct })
     }
@@ -99,20 +102,6 @@ impl TextTokenizer {
         let refused = |error| Error::Invalid(format!("the tokenizer cannot turn tokens back into text: {error}"));
         self.tokenizer.decode(ids, false).map_err(refused)
     }
-}
-
-/// `eos_token` of `tokenizer_config.json`: a string, or an object with `content`.
-fn end_of_text(model_dir: &Path) -> Result<Option<String>> {
-    let path = model_dir.join("tokenizer_config.json");
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("cannot read", &path)(error)),
-    };
-    let config: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, format!("is not JSON: {error}")))?;
-    let token = &config["eos_token"];
-    Ok(token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -14,22 +14,19 @@ use std::{fs::File, io::Read, ops::ControlFlow, path::Path, thread::available_pa
 
 use sha2::{Digest, Sha256};
 
-pub use super::encode::PrepareOptions;
+pub use super::encode::{PrepareOptions, TextModel};
 use super::{
     encode::{Encoder, TextTokenizer},
     facts::FileFacts,
     finding::{Finding, FindingKind, Severity},
     records::Records,
-    store::{Key, Lookup, StoreWriter, TokenStore, hexadecimal},
+    store::{Key, Lookup, StoreWriter, TokenStore},
     template::ChatTemplate,
 };
 use crate::{Error, Result};
 
 /// Most threads that tokenise; more of them would wait for the one that reads.
 const MAX_THREADS: usize = 16;
-
-/// So many fatal findings are spelled out in a refusal; the report has all.
-const FATAL_SHOWN: usize = 5;
 
 /// Called now and then with the bytes read and the bytes in all, on the thread that called [`prepare`]; `Break` ends the
 /// work with [`Error::Cancelled`].
@@ -58,46 +55,21 @@ struct Identity {
 /// Size and last change of a file: what tells that somebody wrote to it.
 type Version = (u64, Option<SystemTime>);
 
-// === impl Prepared ===
-
-impl Prepared {
-    /// Why nothing may be trained on this file, with the first reasons; `None` where it may.
-    pub fn fatal(&self) -> Option<String> {
-        let count = self.facts.findings.count_of(Severity::Fatal);
-        if count == 0 {
-            return None;
-        }
-        let fatal = self.facts.findings.iter().filter(|finding| finding.severity() == Severity::Fatal);
-        let mut shown: Vec<&Finding> = fatal.collect();
-        shown.sort_by_key(|finding| finding.line);
-        shown.truncate(FATAL_SHOWN);
-        let list: Vec<String> =
-            shown.iter().map(|finding| format!("line {}: {}", finding.line, finding.message)).collect();
-        let more = match count - shown.len() as u64 {
-            0 => String::new(),
-            more => format!("; and {more} more"),
-        };
-        let problems = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
-        let list = list.join("; ");
-        Some(format!("the dataset cannot be used, {problems}: {list}{more}. dataset_report.json has every finding"))
-    }
-}
-
 /// Tokenises a dataset file for a model, or finds that this was done before.
 pub fn prepare(
     file: &Path,
-    model_dir: &Path,
+    model: &TextModel,
     options: &PrepareOptions,
     cache: &Path,
     progress: Progress,
 ) -> Result<Prepared> {
     let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    prepare_with_threads(file, model_dir, options, cache, progress, threads)
+    prepare_with_threads(file, model, options, cache, progress, threads)
 }
 
 fn prepare_with_threads(
     file: &Path,
-    model_dir: &Path,
+    model: &TextModel,
     options: &PrepareOptions,
     cache: &Path,
     progress: Progress,
@@ -107,8 +79,7 @@ fn prepare_with_threads(
         return Err(Error::Invalid("max_seq_length must be at least 2: one token to see and one to learn".into()));
     }
     let identity = identify(file, progress)?;
-    let template = ChatTemplate::load(model_dir)?;
-    let tokenizer = TextTokenizer::load(model_dir)?;
+    let TextModel { tokenizer, template } = model;
     let key = Key {
         dataset: identity.sha256,
         tokenizer: tokenizer.digest(),
@@ -122,7 +93,7 @@ fn prepare_with_threads(
         Lookup::Absent => {}
         Lookup::Damaged(reason) => notes.push(format!("the tokenised dataset in the cache was made anew: {reason}")),
     }
-    let encoder = Encoder::new(&template, &tokenizer, *options);
+    let encoder = Encoder::new(template, tokenizer, *options);
     let mut collector = collect::Collector::new(StoreWriter::begin(cache)?);
     let records = Records::open(file)?;
     let read = pipeline::run(records, &encoder, threads, identity.bytes, progress, &mut collector)?;
@@ -130,7 +101,7 @@ fn prepare_with_threads(
         return Err(Error::file(file, "the file was changed while it was read; start again once it is complete"));
     }
     let (writer, mut facts) = collector.into_parts();
-    describe_file(&mut facts, &identity, &read, &template, &tokenizer);
+    describe_file(&mut facts, &identity, &read, template, tokenizer);
     let store =
         if facts.findings.count_of(Severity::Fatal) == 0 { writer.finish(&key, &facts)? } else { TokenStore::empty() };
     Ok(Prepared { store, facts, reused: false, notes })
@@ -144,7 +115,7 @@ fn describe_file(
     template: &ChatTemplate,
     tokenizer: &TextTokenizer,
 ) {
-    facts.sha256 = hexadecimal(&identity.sha256);
+    facts.sha256 = hex::encode(identity.sha256);
     facts.bytes = identity.bytes;
     facts.format = read.format.map_or("unknown", |format| format.name()).to_owned();
     facts.lines = read.lines;

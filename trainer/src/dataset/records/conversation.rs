@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::notes::{Notes, Place};
 use crate::dataset::{
-    example::{Body, Example, Learnt, Message, Role},
+    example::{Body, Conversation, Example, Learnt, Message, Role},
     finding::FindingKind,
 };
 
@@ -54,7 +54,7 @@ impl Draft {
         let line = notes.line();
         Some(Example {
             line,
-            conversation: self.conversation.unwrap_or_else(|| notes.origin().unnamed(line)),
+            conversation: Conversation::new(self.conversation, || notes.origin().unnamed(line)),
             body: Body::Messages(self.turns.into_iter().map(|turn| complete(turn.message)).collect()),
             learnt: self.learnt,
             tools: self.tools,

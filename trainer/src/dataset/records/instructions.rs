@@ -9,7 +9,7 @@ use super::{
     notes::Notes,
 };
 use crate::dataset::{
-    example::{Body, Example, Learnt, Role},
+    example::{Body, Conversation, Example, Learnt, Role},
     finding::FindingKind,
 };
 
@@ -101,7 +101,7 @@ pub(super) fn read_text(mut line: Map<String, Value>, notes: &mut Notes<'_>) -> 
     let conversation = notes.conversation_id(&mut line);
     (!notes.is_refused()).then(|| Example {
         line: notes.line(),
-        conversation: conversation.unwrap_or_else(|| notes.origin().unnamed(notes.line())),
+        conversation: Conversation::new(conversation, || notes.origin().unnamed(notes.line())),
         body: Body::Text(text),
         learnt: Learnt::EveryAssistantTurn,
         tools: Value::Null,

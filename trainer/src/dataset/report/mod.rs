@@ -14,10 +14,10 @@ use serde::Serialize;
 
 use super::{
     batches,
+    example::Conversation,
     facts::{Document, FileFacts},
     finding::{Finding, FindingKind, Findings, Severity},
     packing::Packing,
-    random::hash,
     split::Split,
 };
 use crate::{Error, Result, artifacts::atomic};
@@ -287,17 +287,12 @@ fn statistics(
     }
 }
 
-/// Whether the file names the conversation; `line-N`, which stands for a missing name, says nothing across files.
-fn has_name(document: &Document) -> bool {
-    document.conversation != hash(format!("line-{}", document.line).as_bytes())
-}
-
 /// The findings of the validation file, with its conversations that are also in the training file.
 fn findings_across(training: &[Document], validation: &Source<'_>) -> Result<Findings> {
     let known: HashSet<u64> = training.iter().map(|document| document.conversation).collect();
     let mut findings = validation.facts.findings.clone();
     let mut seen = HashSet::new();
-    for document in validation.documents.iter().filter(|document| has_name(document)) {
+    for document in validation.documents.iter().filter(|document| Conversation::is_named(document.conversation)) {
         if known.contains(&document.conversation) && seen.insert(document.conversation) {
             let message = "the conversation is also in the training file, so its validation loss will look too good";
             findings.push(Finding::new(FindingKind::ConversationInBothFiles, document.line, message));

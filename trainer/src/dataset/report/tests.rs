@@ -161,15 +161,16 @@ fn a_refusal_has_the_first_findings_by_line_and_says_where_the_others_are() {
 
 #[test]
 fn conversations_in_both_files_are_found_once_each() {
-    let training = file(&[(1, 40, 40), (2, 40, 40)]);
-    let validation = file(&[(5, 40, 40), (2, 30, 30), (2, 40, 40)]);
+    let training = file(&[(1, 40, 40), (3, 40, 40)]);
+    let validation = file(&[(5, 40, 40), (3, 30, 30), (3, 40, 40)]);
     let report = report_of(&training, Some(&validation));
     let found = &report.validation.as_ref().unwrap().findings;
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].kind, found[0].line), (FindingKind::ConversationInBothFiles, 2));
     // Without names of their own, the same line of both files says nothing.
-    let unnamed = |line: u64| (hash(format!("line-{line}").as_bytes()), 40, 40);
-    let unnamed = [file(&[unnamed(1), unnamed(2)]), file(&[unnamed(1), unnamed(2)])];
+    let unnamed = |id: &str| (Conversation::new(None, || id.to_owned()).key(), 40, 40);
+    let unnamed = ["line-1", "item-2", "conversation-3"].map(unnamed);
+    let unnamed = [file(&unnamed), file(&unnamed)];
     assert!(report_of(&unnamed[0], Some(&unnamed[1])).validation.unwrap().findings.is_empty());
     assert_eq!((report.split.by, report.statistics.validation_split), (SplitKind::File, 0.0));
     assert_eq!((report.split.training.examples, report.split.validation.examples), (2, 3));

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::dataset::encode::PrepareOptions;
 
 /// The layout of a store's files. To be raised with every change of it.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Everything that decides the content of a store. The version of the program is part of it, because lines are read and
 /// turns cut by its rules.
@@ -32,10 +32,10 @@ impl Key {
         json!({
             "format": FORMAT,
             "program": env!("CARGO_PKG_VERSION"),
-            "dataset_sha256": hexadecimal(&self.dataset),
-            "tokenizer_sha256": hexadecimal(&self.tokenizer),
+            "dataset_sha256": hex::encode(self.dataset),
+            "tokenizer_sha256": hex::encode(self.tokenizer),
             "end_of_text": self.end_of_text,
-            "template_digest": hexadecimal(&self.template),
+            "template_digest": hex::encode(self.template),
             "max_length": self.options.max_length,
             "train_on_prompt": self.options.train_on_prompt,
             "learn_every_turn": self.options.learn_every_turn,
@@ -44,13 +44,8 @@ impl Key {
 
     /// The name of the store's folder: 128 bits of the SHA-256 of the parts.
     pub fn name(&self) -> String {
-        hexadecimal(&Sha256::digest(self.parts().to_string().as_bytes())[..16])
+        hex::encode(&Sha256::digest(self.parts().to_string().as_bytes())[..16])
     }
-}
-
-/// Bytes in hexadecimal.
-pub(in crate::dataset) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -9,10 +9,7 @@ use std::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{
-    DOCUMENTS, FACTS, Key, MANIFEST, TOKENS,
-    key::{FORMAT, hexadecimal},
-};
+use super::{DOCUMENTS, FACTS, Key, MANIFEST, TOKENS, key::FORMAT};
 use crate::{Error, Result};
 
 /// Size and SHA-256 of a file.
@@ -27,7 +24,7 @@ pub(super) struct Sum {
 /// The manifest of a store with these files.
 pub(super) fn text(key: &Key, files: &[(&str, Sum)]) -> String {
     let entry = |(name, sum): &(&str, Sum)| {
-        ((*name).to_owned(), json!({ "bytes": sum.bytes, "sha256": hexadecimal(&sum.sha256) }))
+        ((*name).to_owned(), json!({ "bytes": sum.bytes, "sha256": hex::encode(sum.sha256) }))
     };
     let files: Map<String, Value> = files.iter().map(entry).collect();
     format!("{:#}\n", json!({ "format": FORMAT, "key": key.parts(), "files": files }))

@@ -27,7 +27,6 @@ use std::{
 };
 
 pub use key::Key;
-pub(in crate::dataset) use key::hexadecimal;
 pub use write::StoreWriter;
 
 use super::{

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    artifacts::atomic::sync_folder,
     dataset::facts::{Document, FileFacts},
 };
 
@@ -164,10 +165,6 @@ fn remove_damaged(place: &Path, cache: &Path) -> Result<()> {
     }
     let removed = if damaged.is_dir() { fs::remove_dir_all(&damaged) } else { fs::remove_file(&damaged) };
     removed.map_err(Error::io("cannot remove", &damaged))
-}
-
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io("cannot sync", folder))
 }
 
 /// A name that no other writer uses. Processes of other machines may share the folder and the process number; the name is

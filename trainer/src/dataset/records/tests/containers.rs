@@ -34,7 +34,7 @@ const FULL: &str = r#"{
 fn the_full_json_is_read_with_its_metadata_after_the_conversations() {
     let file = read(FULL);
     assert_eq!(file.format, Some(Format::BrightrunFull));
-    let ids = file.examples.iter().map(|example| (example.conversation.as_str(), example.line)).collect::<Vec<_>>();
+    let ids = file.examples.iter().map(|example| (example.conversation.id.as_str(), example.line)).collect::<Vec<_>>();
     assert_eq!(ids, [("one", 5), ("two", 13), ("conversation-3", 21)]);
     assert_eq!(file.turns(1), [("user", "R"), ("assistant", "B")]);
     assert_eq!(file.kinds(), [(FindingKind::MissingTarget, 6), (FindingKind::PairCountDiffers, 24)]);
@@ -96,7 +96,7 @@ fn a_list_of_items_is_read_whatever_its_lines() {
 #[test]
 fn items_on_one_line_are_told_apart_by_their_number() {
     let file = read(r#"[{"text":"a"},{"text":""},{"text":"b"},7]"#);
-    let ids = file.examples.iter().map(|example| example.conversation.as_str()).collect::<Vec<_>>();
+    let ids = file.examples.iter().map(|example| example.conversation.id.as_str()).collect::<Vec<_>>();
     assert_eq!(ids, ["item-1", "item-3"]);
     assert_eq!(file.of(FindingKind::EmptyTarget), [(1, "item 2: text is empty; the example is left out")]);
     assert_eq!(file.of(FindingKind::InvalidJson), [(1, "item 4: a JSON object is expected, found a number")]);

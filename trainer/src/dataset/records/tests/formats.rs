@@ -29,7 +29,7 @@ fn a_pair_whose_history_ends_with_the_input_does_not_double_it() {
     let file = read(PAIR);
     assert!(file.findings.is_empty(), "{file:?}");
     assert_eq!(file.turns(0), [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B")]);
-    assert_eq!((file.examples[0].conversation.as_str(), file.examples[0].learnt), ("c", Learnt::LastAssistantTurn));
+    assert_eq!((file.examples[0].conversation.id.as_str(), file.examples[0].learnt), ("c", Learnt::LastAssistantTurn));
     assert!(messages(&file.examples[0]).iter().all(|message| message.fields.is_empty()));
 }
 
@@ -131,7 +131,7 @@ fn openai_lines_keep_tools_calls_and_joined_parts() {
     assert!(messages[5].fields.is_empty());
     assert_eq!(file.examples[0].tools[0]["function"]["name"], "rate");
     assert_eq!(
-        (file.examples[0].conversation.as_str(), file.examples[0].learnt),
+        (file.examples[0].conversation.id.as_str(), file.examples[0].learnt),
         ("line-1", Learnt::EveryAssistantTurn)
     );
 }
@@ -258,7 +258,7 @@ fn ids_may_be_numbers_and_blank_ones_are_none() {
     let ids =
         ["7", "\"x\"", "\" \"", "null"].map(|id| format!("{{\"text\":\"t\",\"conversation_id\":{id}}}")).join("\n");
     let file = read(ids);
-    let ids = file.examples.iter().map(|example| example.conversation.as_str()).collect::<Vec<_>>();
+    let ids = file.examples.iter().map(|example| example.conversation.id.as_str()).collect::<Vec<_>>();
     assert_eq!(ids, ["7", "x", "line-3", "line-4"]);
 }
 

@@ -13,7 +13,11 @@ use clap::ValueEnum;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::{input, job::BaseModel, output};
+use crate::{
+    input,
+    job::{self, BaseModel, Dataset},
+    output,
+};
 
 /// A short name for the demo's base model.
 const DEMO: &str = "demo";
@@ -29,7 +33,7 @@ pub(crate) enum Ended<T> {
 }
 
 /// A result, for programs and for people.
-pub(crate) trait Result {
+pub(crate) trait Shown {
     /// As JSON, without `status`.
     fn json(&self) -> Value;
 
@@ -53,7 +57,7 @@ pub(crate) struct Bar {
 
 // === impl Ended ===
 
-impl<T: Result> Ended<T> {
+impl<T: Shown> Ended<T> {
     /// Prints the result on standard output, or what went wrong on standard error (as JSON: on standard output), and gives
     /// the exit code. 0: done; 1: failed; 2: refused.
     pub(crate) fn finish(&self, as_json: bool) -> ExitCode {
@@ -95,8 +99,8 @@ impl<T: Result> Ended<T> {
 }
 
 /// Carries out what was understood.
-pub(crate) fn run<R, T: Result>(
-    understood: std::result::Result<R, Vec<String>>,
+pub(crate) fn run<R, T: Shown>(
+    understood: Result<R, Vec<String>>,
     carry_out: impl FnOnce(R) -> anyhow::Result<T>,
 ) -> Ended<T> {
     match understood.map(carry_out) {
@@ -130,6 +134,13 @@ pub(crate) fn base(text: &str, needs_tokenizer: bool, problems: &mut Vec<String>
         }
     }
     BaseModel::Folder(folder)
+}
+
+/// The dataset that a command names, or what is wrong with it.
+pub(crate) fn dataset(argument: &str, text: &str, problems: &mut Vec<String>) -> Option<Dataset> {
+    let dataset = job::dataset(text).map_err(|message| problems.push(format!("{argument} {message}"))).ok()?;
+    problems.extend(dataset.check(argument).map(|problem| problem.to_string()));
+    Some(dataset)
 }
 
 /// Notes what is missing of an adapter's folder.

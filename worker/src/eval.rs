@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     command::{self, Bar, Ended, Precision},
     input::{self, FetchOptions},
-    job::{self, BaseModel, Dataset},
+    job::{BaseModel, Dataset},
     progress::Progress,
     train,
 };
@@ -112,13 +112,9 @@ fn understand(options: &Options) -> Result<Request<'_>, Vec<String>> {
     if !(0.0..1.0).contains(&parameters.validation_split) {
         problems.push(format!("--validation-split {}: must be from 0 and below 1", parameters.validation_split));
     }
-    match job::dataset(&options.dataset) {
-        Ok(dataset) if problems.is_empty() => Ok(Request { options, base, dataset, parameters }),
-        Ok(_) => Err(problems),
-        Err(message) => {
-            problems.push(format!("the dataset {message}"));
-            Err(problems)
-        }
+    match command::dataset("dataset", &options.dataset, &mut problems).filter(|_| problems.is_empty()) {
+        Some(dataset) => Ok(Request { options, base, dataset, parameters }),
+        None => Err(problems),
     }
 }
 
@@ -175,7 +171,7 @@ impl Request<'_> {
     }
 }
 
-impl command::Result for Evaluation {
+impl command::Shown for Evaluation {
     fn json(&self) -> Value {
         let Extent { examples, tokens, target_tokens } = self.extent;
         json!({

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     command::{self, Bar, Ended, Precision},
     input::{self, FetchOptions},
-    job::{self, BaseModel, Dataset},
+    job::{BaseModel, Dataset},
     progress::Progress,
     train,
 };
@@ -119,10 +119,7 @@ fn understand(options: &Options) -> Result<Request<'_>, Vec<String>> {
     let question = match (&options.prompt, &options.messages, &options.dataset) {
         (Some(text), _, _) => Some(Question::Text(text)),
         (_, Some(path), _) => Some(Question::Messages(path)),
-        (_, _, Some(name)) => {
-            let dataset = job::dataset(name).map_err(|message| problems.push(format!("--dataset {message}")));
-            dataset.ok().map(Question::Dataset)
-        }
+        (_, _, Some(name)) => command::dataset("--dataset", name, &mut problems).map(Question::Dataset),
         (None, None, None) => {
             problems.push("there is no question; give --prompt, --messages or --dataset".into());
             None
@@ -189,7 +186,7 @@ impl Request<'_> {
     }
 }
 
-impl command::Result for Answers {
+impl command::Shown for Answers {
     fn json(&self) -> Value {
         let message = |message: &brightrun_trainer::dataset::example::Message| json!({ "role": message.role.name(), "content": message.content });
         let answer =

@@ -74,7 +74,7 @@ fn understand(options: &Options) -> Result<BaseModel, Vec<String>> {
     if problems.is_empty() { Ok(base) } else { Err(problems) }
 }
 
-impl command::Result for MergeSummary {
+impl command::Shown for MergeSummary {
     fn json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }

@@ -6,9 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::config::json::read_object;
-use crate::dataset::encode::{TextTokenizer, Tokens, WordCache};
+use crate::dataset::encode::{TextModel, Tokens, WordCache};
 use crate::dataset::example::{Message, Role};
-use crate::dataset::template::ChatTemplate;
 use crate::{Error, Result};
 
 /// Bytes of the files that are read for it.
@@ -28,7 +27,7 @@ pub struct EndTokens {
 
 impl EndTokens {
     /// Those of a model's folder.
-    pub fn of(model_dir: &Path, template: &ChatTemplate, tokenizer: &TextTokenizer) -> Result<Self> {
+    pub fn of(model_dir: &Path, text: &TextModel) -> Result<Self> {
         let mut ids = BTreeSet::new();
         for name in ["generation_config.json", "config.json"] {
             let path = model_dir.join(name);
@@ -37,8 +36,8 @@ impl EndTokens {
                 ids.extend(token_ids(object.get("eos_token_id"), &path)?);
             }
         }
-        ids.extend(tokenizer.end_of_text());
-        ids.extend(end_of_turn(template, tokenizer)?);
+        ids.extend(text.tokenizer.end_of_text());
+        ids.extend(end_of_turn(text)?);
         Ok(Self { ids })
     }
 
@@ -65,7 +64,7 @@ fn token_ids(value: Option<&Value>, path: &Path) -> Result<Vec<u32>> {
 }
 
 /// The special token that the template puts behind an answer, if it does.
-fn end_of_turn(template: &ChatTemplate, tokenizer: &TextTokenizer) -> Result<Option<u32>> {
+fn end_of_turn(TextModel { tokenizer, template }: &TextModel) -> Result<Option<u32>> {
     let conversation = [Message::new(Role::User, PROBE), Message::new(Role::Assistant, PROBE)];
     // A template that cannot write this conversation has its say when it is given the real one.
     let Ok(rendered) = template.render_for_training(&conversation, &Value::Null) else { return Ok(None) };
@@ -84,8 +83,7 @@ mod tests {
     use crate::demo;
 
     fn ends(folder: &Path) -> Result<Vec<u32>> {
-        let template = ChatTemplate::load(folder)?;
-        Ok(EndTokens::of(folder, &template, &TextTokenizer::load(folder)?)?.iter().collect())
+        Ok(EndTokens::of(folder, &TextModel::load(folder)?)?.iter().collect())
     }
 
     #[test]

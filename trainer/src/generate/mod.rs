@@ -10,9 +10,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::dataset::encode::{TextTokenizer, Tokens, WordCache};
+use crate::dataset::encode::{TextModel, Tokens, WordCache};
 use crate::dataset::example::Message;
-use crate::dataset::template::ChatTemplate;
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -54,8 +53,7 @@ pub struct Answer {
 /// How a model's conversations are written: template, tokenizer and the tokens that end an answer.
 #[derive(Debug)]
 pub struct Chat {
-    template: ChatTemplate,
-    tokenizer: TextTokenizer,
+    text: TextModel,
     ends: EndTokens,
 }
 
@@ -64,10 +62,9 @@ pub struct Chat {
 impl Chat {
     /// Reads a model's folder.
     pub fn load(model_dir: &Path) -> Result<Self> {
-        let template = ChatTemplate::load(model_dir)?;
-        let tokenizer = TextTokenizer::load(model_dir)?;
-        let ends = EndTokens::of(model_dir, &template, &tokenizer)?;
-        Ok(Self { template, tokenizer, ends })
+        let text = TextModel::load(model_dir)?;
+        let ends = EndTokens::of(model_dir, &text)?;
+        Ok(Self { text, ends })
     }
 
     /// The tokens that end an answer.
@@ -77,9 +74,10 @@ impl Chat {
 
     /// The tokens of a conversation up to where the assistant is to speak.
     pub fn prompt(&self, messages: &[Message], tools: &Value) -> Result<Vec<u32>> {
-        let text = self.template.render(messages, tools, true).map_err(|error| Error::Invalid(error.to_string()))?;
+        let text =
+            self.text.template.render(messages, tools, true).map_err(|error| Error::Invalid(error.to_string()))?;
         let mut tokens = Tokens::default();
-        self.tokenizer.encode(&text, &mut WordCache::default(), &mut tokens)?;
+        self.text.tokenizer.encode(&text, &mut WordCache::default(), &mut tokens)?;
         Ok(tokens.ids)
     }
 
@@ -119,6 +117,6 @@ impl Chat {
             }
             next = vec![token];
         }
-        Ok(Answer { text: self.tokenizer.decode(&tokens)?, tokens, finish })
+        Ok(Answer { text: self.text.tokenizer.decode(&tokens)?, tokens, finish })
     }
 }

@@ -96,8 +96,13 @@ fn check_lengths(batch: &MicroBatch) -> Result<()> {
 
 /// Forward only: the loss of a batch, and its load-balancing loss when asked for.
 pub fn evaluate(model: &Model, batch: &MicroBatch, with_aux: bool) -> Result<MicroReport> {
+    evaluate_adapted(model, batch, with_aux, true)
+}
+
+/// [`evaluate`] with the adapters, or without them as the base model.
+pub fn evaluate_adapted(model: &Model, batch: &MicroBatch, with_aux: bool, adapted: bool) -> Result<MicroReport> {
     check_lengths(batch)?;
-    let pass = model.pass(&batch.documents, None)?.without_graph();
+    let pass = model.pass(&batch.documents, None)?.without_graph().with_adapters(adapted);
     let mut hidden = model.embed(&batch.tokens)?;
     let mut routers = Vec::with_capacity(model.layers().len());
     for layer in model.layers() {

@@ -1,9 +1,13 @@
 //! The worker: where bytes from outside become checked values, and where results leave again.
 #![forbid(unsafe_code)]
 
+mod command;
 mod estimate;
+mod eval;
+mod generate;
 mod input;
 mod job;
+mod merge;
 mod output;
 mod prices;
 mod progress;
@@ -42,6 +46,12 @@ enum Command {
     Validate(validate::Options),
     /// Says what a job takes, how long and for how much, on every card and on this machine; trains nothing.
     Estimate(estimate::Options),
+    /// Answers questions with a base model and, beside it, with an adapter, so that you see what training did.
+    Generate(generate::Options),
+    /// Measures loss and perplexity of a base model on a dataset, with an adapter and without.
+    Eval(eval::Options),
+    /// Writes base and adapter as one model, which any program loads.
+    Merge(merge::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters {
         /// Prints their JSON schema instead.
@@ -83,6 +93,9 @@ pub fn run() -> ExitCode {
             }
             ExitCode::from(answer.exit_code())
         }
+        Command::Generate(options) => generate::generate(&options, &terminal).finish(options.json),
+        Command::Eval(options) => eval::eval(&options, &terminal).finish(options.json),
+        Command::Merge(options) => merge::merge(&options, &terminal).finish(options.json),
         Command::Parameters { schema } => {
             let text = if schema { format!("{:#}\n", job::parameter_schema()) } else { job::parameter_table() };
             output::write_to(&mut io::stdout().lock(), &text);

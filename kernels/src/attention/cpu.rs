@@ -106,6 +106,36 @@ pub(crate) fn forward(
     (out, log_sums)
 }
 
+/// The outputs of the last `new` of `tokens` rows of one document; `q` holds those alone.
+pub(crate) fn last_rows(heads: &Heads, q: &[f32], k: &[f32], v: &[f32], new: usize, tokens: usize) -> Vec<f32> {
+    let (width, past, per_key) = (heads.width, tokens - new, heads.query / heads.key_value);
+    let mut out = vec![0.0; q.len()];
+    let parts = Disjoint::new(&mut out);
+    (0..heads.key_value).into_par_iter().for_each(|key_head| {
+        let (mut weights, mut rows) = (Vec::new(), Vec::new());
+        for head in key_head * per_key..(key_head + 1) * per_key {
+            for from in (0..new).step_by(BLOCK) {
+                let count = BLOCK.min(new - from);
+                let keys = past + from + count;
+                let view = |values| head_view(values, heads.key_value, width, key_head, 0, keys);
+                weights.resize(count * keys, 0.0);
+                let scores = MatMut::new(&mut weights, count, keys);
+                let scale = (width as f32).powf(-0.5);
+                let q = head_view(q, heads.query, width, head, from, count);
+                gemm(scores, Overwrite, scale, q, view(k).t(), Threads::One);
+                for (i, row) in weights.chunks_exact_mut(keys).enumerate() {
+                    softmax(row, past + from + i + 1);
+                }
+                rows.resize(count * width, 0.0);
+                let weights = MatRef::new(&weights, count, keys);
+                gemm(MatMut::new(&mut rows, count, width), Overwrite, 1.0, weights, view(v), Threads::One);
+                store(parts, heads, head, from, &rows);
+            }
+        }
+    });
+    out
+}
+
 /// Softmax over the first `seen` entries, zero elsewhere; returns the log of the sum.
 fn softmax(row: &mut [f32], seen: usize) -> f32 {
     let (visible, hidden) = row.split_at_mut(seen);
@@ -120,7 +150,7 @@ fn softmax(row: &mut [f32], seen: usize) -> f32 {
 
 fn store(target: Disjoint, heads: &Heads, head: usize, from: usize, rows: &[f32]) {
     for (i, row) in rows.chunks_exact(heads.width).enumerate() {
-        // SAFETY: rows of the task's document, columns of a query head of the task's key head.
+        // SAFETY: rows of the task's document (or of its only one), columns of a query head of the task's key head.
         unsafe { target.slice(((from + i) * heads.query + head) * heads.width, heads.width) }.copy_from_slice(row);
     }
 }

@@ -5,6 +5,7 @@
 //! padding. Query head `j` uses key head `j / (query / key_value)`. The output gate of Qwen3-Next is
 //! [`crate::rope::sigmoid_gate`].
 
+mod cached;
 mod cpu;
 pub mod reference;
 
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
+pub use cached::attend;
 pub use reference::Heads;
 
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{Heads, attention, reference};
+use super::{Heads, attend, attention, reference};
 use crate::Documents;
 use crate::self_test::{self, values::Random};
 use crate::test_values::{assert_close, assert_derivative, narrow, uniform};
@@ -68,4 +68,37 @@ fn wrong_shapes_are_named() {
     let heads = Heads { query: 2, key_value: 1, width: 4 };
     assert!(attention(&q, &k, &q, heads, &documents).unwrap_err().to_string().contains("attention: v"));
     assert!(attention(&q, &k, &k, Heads { query: 2, key_value: 0, width: 4 }, &documents).is_err());
+}
+
+/// The last rows of the definition, for new tokens in any number after any past.
+#[test]
+fn rows_against_a_cache_are_the_last_rows_of_the_definition() {
+    let heads = Heads { query: 4, key_value: 2, width: 8 };
+    for (past, new) in [(0, 1), (1, 1), (63, 1), (64, 1), (200, 1), (5, 3), (60, 70), (0, 130), (129, 65)] {
+        let n = past + new;
+        let (q, k, v) = (uniform(n * 32, 1), uniform(n * 16, 2), uniform(n * 16, 3));
+        let whole = reference::forward(&heads, &q, &k, &v, &Documents::from_lengths(&[n]).unwrap());
+        let found = attend(heads, &narrow(&q[past * 32..]), &narrow(&k), &narrow(&v)).unwrap();
+        assert_close(&format!("{past} + {new}"), &found, &whole[past * 32..], 2e-6);
+        if past == 0 {
+            let [q, k, v] = [&q, &k, &v].map(|values| var(values, n));
+            let out = attention(&q, &k, &v, heads, &Documents::from_lengths(&[n]).unwrap()).unwrap();
+            assert_eq!(found, out.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_a_wrong_shape_is_refused() {
+    let heads = Heads { query: 2, key_value: 1, width: 4 };
+    let refused = |q: usize, k: usize, v: usize, what: &str| {
+        let error = attend(heads, &vec![0.0; q], &vec![0.0; k], &vec![0.0; v]).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    };
+    refused(7, 8, 8, "q");
+    refused(0, 8, 8, "q");
+    refused(8, 6, 6, "keys");
+    refused(8, 8, 4, "values");
+    refused(24, 8, 8, "rows of q");
+    assert!(attend(Heads { key_value: 0, ..heads }, &[0.0; 8], &[0.0; 4], &[0.0; 4]).is_err());
 }

@@ -70,6 +70,11 @@ impl ConvWeight {
         &self.by_tap
     }
 
+    /// Tokens that one output depends on.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
     /// All channels' factor for the token `back` places ago.
     #[inline(always)]
     fn back(&self, back: usize) -> &[f32] {

@@ -11,12 +11,15 @@
 //! The state starts from zero in every document. The fast version works in chunks (`cpu`), the reference token by
 //! token.
 
+mod continued;
 mod cpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+
+pub use continued::{State, delta_rule_continued};
 
 use crate::conv::HeadGroups;
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};
@@ -68,10 +71,9 @@ impl Parameters {
         (dbeta * beta * (1.0 - beta), -dg * self.a_log[head].exp() * slope)
     }
 
-    fn check(&self, qkv: &Tensor, ba: &Tensor, documents: &Documents) -> Result<()> {
+    fn check(&self, qkv: &Tensor, ba: &Tensor, tokens: usize) -> Result<()> {
         let groups = &self.groups;
         groups.check()?;
-        let tokens = documents.tokens();
         for (what, found, expected) in
             [("qkv", qkv.dims(), [tokens, self.qkv_width()]), ("ba", ba.dims(), [tokens, 2 * groups.value_heads])]
         {
@@ -145,7 +147,7 @@ impl CustomOp2 for DeltaRule {
 
 /// The op on a packed row; see the module's formula. Returns `[N, value_heads · value_dim]`.
 pub fn delta_rule(qkv: &Tensor, ba: &Tensor, parameters: &Parameters, documents: &Documents) -> Result<Tensor> {
-    parameters.check(qkv, ba, documents)?;
+    parameters.check(qkv, ba, documents.tokens())?;
     let save = wants_gradient(qkv) || wants_gradient(ba);
     let op = DeltaRule { parameters: parameters.clone(), documents: documents.clone(), saved: Mutex::new(None), save };
     Ok(qkv.apply_op2_arc(ba, Arc::new(Box::new(op)))?)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::reference::{Head, backward, forward};
-use super::{Parameters, delta_rule};
+use super::reference::{self, Head, backward, forward};
+use super::{Parameters, State, delta_rule, delta_rule_continued};
 use crate::Documents;
 use crate::conv::HeadGroups;
 use crate::self_test::{self, values::Random};
@@ -35,6 +35,40 @@ fn equals_the_recurrence_around_the_chunk_size() {
 fn equals_the_recurrence_for_packed_documents() {
     check(&parameters(2, 2, 16, 8), &[64, 1, 65, 30, 130, 63]);
     check(&parameters(1, 3, 5, 7), &[3, 129, 70]);
+}
+
+/// A document in pieces against the recurrence over all of it: single tokens, pieces round the chunk size, and both.
+#[test]
+fn pieces_with_a_kept_state_equal_the_whole() {
+    let p = parameters(2, 4, 8, 12);
+    let (width, heads, value) = (p.qkv_width(), 4, 12);
+    for pieces in [&[1; 70][..], &[64, 1, 1, 1], &[3, 63, 65, 1, 128], &[130, 1, 1]] {
+        let n: usize = pieces.iter().sum();
+        let (qkv, ba) = (uniform(n * width, 1), uniform(n * 2 * heads, 2));
+        let documents = Documents::from_lengths(&[n]).unwrap();
+        let out = reference::packed(&p, &qkv, &ba, &documents, &vec![0.0; n * heads * value]).out;
+        let mut state = State::new(&p.groups);
+        let (mut found, mut at) = (Vec::new(), 0);
+        for &piece in pieces {
+            let cut = |values: &[f64], width: usize| {
+                let values = narrow(&values[at * width..(at + piece) * width]);
+                Tensor::from_vec(values, (piece, width), &candle_core::Device::Cpu).unwrap()
+            };
+            let next = delta_rule_continued(&cut(&qkv, width), &cut(&ba, 2 * heads), &p, &mut state).unwrap();
+            found.extend(next.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            at += piece;
+        }
+        assert_close(&format!("{pieces:?}"), &found, &out, 2e-6);
+    }
+}
+
+#[test]
+fn a_state_of_another_layer_is_refused() {
+    let p = parameters(2, 4, 8, 8);
+    let zeros = |width: usize| Tensor::zeros((3, width), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let mut other = State::new(&HeadGroups { value_dim: 4, ..p.groups });
+    let error = delta_rule_continued(&zeros(p.qkv_width()), &zeros(8), &p, &mut other).unwrap_err().to_string();
+    assert!(error.contains("state"), "{error}");
 }
 
 #[test]

@@ -9,7 +9,6 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-
 /// Version of the format.
 pub(super) const FORMAT: u64 = 1;
 /// Most bytes of a manifest.

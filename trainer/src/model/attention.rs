@@ -5,6 +5,7 @@ use brightrun_kernels::attention::{Heads, attention};
 use brightrun_kernels::rope::{HeadNorm, HeadNormRope, HeadShape, head_norm_rope, sigmoid_gate};
 use candle_core::Tensor;
 
+use super::cache::KeyValues;
 use super::digest::Parts;
 use super::linear::Linear;
 use super::load::Loader;
@@ -48,13 +49,27 @@ impl Attention {
     }
 
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        self.around(x, pass, |q, k, v| Ok(attention(q, k, v, self.heads, &pass.documents)?))
+    }
+
+    /// The tokens that follow those of the cache.
+    pub(super) fn continued(&self, x: &Tensor, pass: &Pass, cache: &mut KeyValues) -> Result<Tensor> {
+        self.around(x, pass, |q, k, v| cache.attend(q, k, v, self.heads))
+    }
+
+    fn around(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let Heads { query, key_value, width } = self.heads;
         let projected = self.q.forward(x, pass)?;
         let stride = if self.output_gate { 2 * width } else { width };
         let q = self.rotate(&projected, query, stride, &self.query_norm, pass)?;
         let k = self.rotate(&self.k.forward(x, pass)?, key_value, width, &self.key_norm, pass)?;
         let v = self.v.forward(x, pass)?;
-        let mut out = attention(&q, &k, &v, self.heads, &pass.documents)?;
+        let mut out = attend(&q, &k, &v)?;
         if self.output_gate {
             out = sigmoid_gate(&out, &projected, query, width)?;
         }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use brightrun_kernels::conv::{ConvWeight, HeadGroups, causal_conv_silu};
-use brightrun_kernels::delta_rule::{Parameters, delta_rule};
+use brightrun_kernels::delta_rule::{Parameters, delta_rule, delta_rule_continued};
 use brightrun_kernels::norm::gated;
 use candle_core::Tensor;
 
+use super::cache::DeltaNetCache;
 use super::digest::Parts;
 use super::linear::Linear;
 use super::load::Loader;
 use super::pass::Pass;
+use crate::config::DeltaNetConfig;
 use crate::{Error, Result};
 
 /// `out_proj(norm(delta_rule(silu(conv(q, k, v)), b, a)) ⊙ silu(z))`.
@@ -25,17 +27,22 @@ pub(super) struct DeltaNet {
     epsilon: f32,
 }
 
+/// The heads of a layer, as the kernels know them.
+pub(super) fn groups(config: &DeltaNetConfig) -> HeadGroups {
+    HeadGroups {
+        key_heads: config.key_heads,
+        value_heads: config.value_heads,
+        key_dim: config.key_dim,
+        value_dim: config.value_dim,
+    }
+}
+
 impl DeltaNet {
     pub(super) fn load(loader: &Loader, path: &str) -> Result<Self> {
         let config = loader.config.delta_net.as_ref().ok_or_else(|| {
             Error::Invalid(format!("{path}: the configuration describes no linear attention, but a layer of it"))
         })?;
-        let groups = HeadGroups {
-            key_heads: config.key_heads,
-            value_heads: config.value_heads,
-            key_dim: config.key_dim,
-            value_dim: config.value_dim,
-        };
+        let groups = groups(config);
         let linear = |name: &str| Linear::load(loader, &format!("{path}.{name}"), false);
         let taps = loader.vector(&format!("{path}.conv1d.weight"))?;
         Ok(Self {
@@ -79,6 +86,17 @@ impl DeltaNet {
         ] {
             parts.vector(format!("{path}.{name}"), values);
         }
+    }
+
+    /// The tokens that follow those of the cache.
+    pub(super) fn continued(&self, x: &Tensor, pass: &Pass, cache: &mut DeltaNetCache) -> Result<Tensor> {
+        let groups = &self.rule.groups;
+        let qkvz = self.qkvz.forward(x, pass)?;
+        let ba = self.ba.forward(x, pass)?;
+        let qkv = cache.convolve(&qkvz, &self.conv, groups)?;
+        let out = delta_rule_continued(&qkv, &ba, &self.rule, &mut cache.state)?;
+        let out = gated(&out, &qkvz, &self.norm, groups, self.epsilon)?;
+        self.out.forward(&out, pass)
     }
 
     pub(super) fn is_adapted(&self) -> bool {

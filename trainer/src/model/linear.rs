@@ -28,7 +28,9 @@ impl Linear {
     }
 
     pub(super) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let Some(adapter) = &self.adapter else { return Ok(frozen_linear(x, &self.frozen)?) };
+        let Some(adapter) = self.adapter.as_ref().filter(|_| pass.adapted) else {
+            return Ok(frozen_linear(x, &self.frozen)?);
+        };
         let lora = Lora { rank: adapter.rank, scale: adapter.scale, dropout: pass.dropout(adapter.id) };
         Ok(lora_linear(x, &pass.learnt(&adapter.a), &pass.learnt(&adapter.b), &self.frozen, lora)?)
     }

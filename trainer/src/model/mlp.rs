@@ -110,11 +110,12 @@ impl SparseMoe {
         let routing = with_slice(&logits, |values| Routing::from_logits(values, self.experts.len(), self.per_token))??;
         let routing = Arc::new(routing);
         let weights = routing_weights(&logits, &routing, self.normalise)?;
-        let (lora, layout) = match &self.adapter {
+        let adapter = self.adapter.as_ref().filter(|_| pass.adapted);
+        let (lora, layout) = match adapter {
             Some(adapter) => (pass.learnt(&adapter.values), &adapter.layout),
             None => (self.no_lora.0.clone(), &self.no_lora.1),
         };
-        let dropout = self.adapter.as_ref().and_then(|adapter| pass.expert_dropout(adapter.id));
+        let dropout = adapter.and_then(|adapter| pass.expert_dropout(adapter.id));
         let call = Call { experts: self.experts.clone(), routing: routing.clone(), lora: layout.clone(), dropout };
         let mut out = moe::experts(x, &weights, &lora, &call)?;
         if let Some((shared, gate)) = &self.shared {

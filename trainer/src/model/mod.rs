@@ -8,11 +8,13 @@
 //! ```
 
 mod attention;
+mod cache;
 mod delta_net;
 mod digest;
 mod linear;
 mod load;
 mod mlp;
+mod open;
 mod pass;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +23,7 @@ use brightrun_kernels::rope::RopeTable;
 use brightrun_kernels::{Documents, FrozenWeight, cross_entropy};
 use candle_core::{Device, Tensor};
 
+pub use cache::Cache;
 pub use load::Nf4Arithmetic;
 pub use mlp::RouterOutput;
 pub use pass::{Pass, PassDropout};
@@ -31,6 +34,7 @@ use crate::weights::{BasePrecision, Checkpoint};
 use crate::{Error, Result};
 use attention::Attention;
 use brightrun_kernels::lora_linear::FrozenLinear;
+use cache::LayerCache;
 use delta_net::DeltaNet;
 use digest::Parts;
 use linear::Linear;
@@ -107,6 +111,21 @@ impl Layer {
             Mixer::Attention(attention) => attention.forward(&x, pass)?,
             Mixer::DeltaNet(delta_net) => delta_net.forward(&x, pass)?,
         };
+        self.after_mixer(hidden, mixed, pass)
+    }
+
+    /// Runs the layer on the tokens that follow those of the cache, which takes them too.
+    fn continued(&self, hidden: &Tensor, pass: &Pass, cache: &mut LayerCache) -> Result<Tensor> {
+        let x = self.input_norm.forward(hidden)?;
+        let mixed = match (&self.mixer, cache) {
+            (Mixer::Attention(attention), LayerCache::Attention(cache)) => attention.continued(&x, pass, cache)?,
+            (Mixer::DeltaNet(delta_net), LayerCache::DeltaNet(cache)) => delta_net.continued(&x, pass, cache)?,
+            _ => return Err(Error::Invalid("the cache is another model's: its layers are of other kinds".into())),
+        };
+        Ok(self.after_mixer(hidden, mixed, pass)?.hidden)
+    }
+
+    fn after_mixer(&self, hidden: &Tensor, mixed: Tensor, pass: &Pass) -> Result<LayerOutput> {
         let hidden = (hidden + mixed)?;
         let x = self.post_norm.forward(&hidden)?;
         let (out, router) = match &self.mlp {
@@ -204,12 +223,29 @@ impl Model {
                 self.config.max_position_embeddings
             )));
         }
-        let mut rope = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
-        if rope.positions() < longest {
-            let attention = &self.config.attention;
-            *rope = RopeTable::new(attention.rotary_dim, attention.rope_theta, longest.next_power_of_two())?;
+        Pass::new(documents, self.rope(longest)?, dropout)
+    }
+
+    /// A pass over `new` tokens of one document that follow `past` others, without a graph.
+    fn pass_after(&self, past: usize, new: usize) -> Result<Pass> {
+        if past + new > self.config.max_position_embeddings {
+            return Err(Error::Invalid(format!(
+                "a conversation of {} tokens is longer than the model's {} positions",
+                past + new,
+                self.config.max_position_embeddings
+            )));
         }
-        Pass::new(documents, rope.clone(), dropout)
+        Ok(Pass::new(&Documents::from_lengths(&[new])?, self.rope(past + new)?, None)?.without_graph().after(past))
+    }
+
+    /// The rotations of so many positions.
+    fn rope(&self, positions: usize) -> Result<RopeTable> {
+        let mut rope = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
+        if rope.positions() < positions {
+            let attention = &self.config.attention;
+            *rope = RopeTable::new(attention.rotary_dim, attention.rope_theta, positions.next_power_of_two())?;
+        }
+        Ok(rope.clone())
     }
 
     /// The embeddings of tokens, `[N, hidden]`.
@@ -236,7 +272,7 @@ impl Model {
     /// Sum of the cross-entropies of all positions that have a target, from the last layer's output.
     pub fn loss_sum(&self, hidden: &Tensor, targets: &[Option<u32>], pass: &Pass) -> Result<Tensor> {
         let hidden = self.norm.forward(hidden)?;
-        let adapter = self.head.adapter();
+        let adapter = self.head.adapter().filter(|_| pass.adapted);
         let matrices = adapter.map(|adapter| (pass.learnt(&adapter.a), pass.learnt(&adapter.b)));
         let lora = adapter.zip(matrices.as_ref()).map(|(adapter, (a, b))| cross_entropy::Lora {
             a,

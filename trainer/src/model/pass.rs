@@ -27,6 +27,8 @@ pub struct Pass {
     pub(super) rope: RopeTable,
     /// `[N, 1]`, 0 at padding; only when there is any.
     pub(super) validity: Option<Tensor>,
+    /// Adapters take part.
+    pub(super) adapted: bool,
     dropout: Option<PassDropout>,
     graph: bool,
 }
@@ -42,6 +44,7 @@ impl Pass {
             positions: documents.positions().into(),
             rope,
             validity,
+            adapted: true,
             dropout: dropout.filter(|d| d.probability > 0.0),
             graph: true,
         })
@@ -50,6 +53,16 @@ impl Pass {
     /// The same pass without a graph: parameters count as constants, so that no op keeps anything for a backward pass.
     pub fn without_graph(&self) -> Self {
         Self { graph: false, ..self.clone() }
+    }
+
+    /// The same pass with the adapters or without them: then it is the base model's.
+    pub fn with_adapters(&self, adapted: bool) -> Self {
+        Self { adapted, ..self.clone() }
+    }
+
+    /// The same pass for tokens that follow `past` others of their document.
+    pub(super) fn after(&self, past: usize) -> Self {
+        Self { positions: self.positions.iter().map(|position| position + past as u32).collect(), ..self.clone() }
     }
 
     /// A parameter as this pass sees it.

@@ -104,7 +104,7 @@ impl Data {
     }
 
     /// Whether there is anything to measure with.
-    pub(super) fn has_validation(&self) -> bool {
+    pub(crate) fn has_validation(&self) -> bool {
         !self.validation_bins.is_empty()
     }
 
@@ -115,12 +115,12 @@ impl Data {
     }
 
     /// Targets of some training documents.
-    pub(super) fn targets(&self, documents: &[u32]) -> usize {
+    pub(crate) fn targets(&self, documents: &[u32]) -> usize {
         self.chosen(documents).map(|document| document.targets as usize).sum()
     }
 
     /// Tokens of some training documents; padding is none of them.
-    pub(super) fn tokens(&self, documents: &[u32]) -> u64 {
+    pub(crate) fn tokens(&self, documents: &[u32]) -> u64 {
         self.chosen(documents).map(|document| u64::from(document.tokens)).sum()
     }
 
@@ -129,22 +129,22 @@ impl Data {
     }
 
     /// The micro-batches of a step.
-    pub(super) fn training_bins(&self, documents: &[u32]) -> Result<Vec<Bin>> {
+    pub(crate) fn training_bins(&self, documents: &[u32]) -> Result<Vec<Bin>> {
         self.packing.bins(self.training.documents(), documents)
     }
 
     /// Reads a micro-batch of training documents.
-    pub(super) fn training_batch(&self, bin: &Bin) -> Result<MicroBatch> {
+    pub(crate) fn training_batch(&self, bin: &Bin) -> Result<MicroBatch> {
         batches::micro_batch(bin, |index| self.training.sequence(index as usize))
     }
 
     /// The micro-batches of the validation side.
-    pub(super) fn validation_bins(&self) -> &[Bin] {
+    pub(crate) fn validation_bins(&self) -> &[Bin] {
         &self.validation_bins
     }
 
     /// Reads a micro-batch of validation documents.
-    pub(super) fn validation_batch(&self, bin: &Bin) -> Result<MicroBatch> {
+    pub(crate) fn validation_batch(&self, bin: &Bin) -> Result<MicroBatch> {
         let store = self.validation.as_ref().unwrap_or(&self.training);
         batches::micro_batch(bin, |index| store.sequence(index as usize))
     }

@@ -2,6 +2,7 @@
 //! read one at a time and decoded to what the frozen model holds.
 
 mod experts;
+mod export;
 mod names;
 mod precision;
 mod shards;
@@ -17,6 +18,7 @@ use brightrun_kernels::FrozenWeight;
 use brightrun_kernels::nf4::Nf4Matrix;
 
 pub(crate) use experts::{ExpertPath, PROJECTIONS, expert_list, is_routed_expert};
+pub(crate) use export::Exported;
 pub use names::{TensorKind, TensorSpec, expected_tensors};
 pub use precision::{BasePrecision, DEFAULT_SKIP};
 pub(crate) use shards::{SafetensorsFile, Stored};

@@ -30,8 +30,30 @@ pub(crate) fn forward(
     });
     let parts = saved.as_mut().map(|s| (Disjoint::new(&mut s.states), Disjoint::new(&mut s.written)));
     let walk = Walk { parameters, qkv, ba, out: Disjoint::new(&mut out), saved: parts };
-    list.par_iter().for_each(|task| walk.run(*task));
+    list.par_iter().for_each(|task| {
+        let mut states = vec![0.0; groups.values_per_key() * dk * dv];
+        walk.run(*task, &mut states);
+    });
     (out, saved)
+}
+
+/// `[tokens, value_heads · value_dim]` of the next tokens of one document; `states` goes from the one before them to the
+/// one after them.
+pub(crate) fn continued(
+    parameters: &Parameters,
+    qkv: &[f32],
+    ba: &[f32],
+    tokens: usize,
+    states: &mut [f32],
+) -> Vec<f32> {
+    let groups = &parameters.groups;
+    let mut out = vec![0.0; tokens * groups.value_width()];
+    let walk = Walk { parameters, qkv, ba, out: Disjoint::new(&mut out), saved: None };
+    let of_key_head = groups.values_per_key() * groups.key_dim * groups.value_dim;
+    states.par_chunks_exact_mut(of_key_head).enumerate().for_each(|(key_head, states)| {
+        walk.run(Task { start: 0, end: tokens, first_chunk: 0, key_head }, states);
+    });
+    out
 }
 
 struct Walk<'a> {
@@ -52,11 +74,11 @@ struct Scratch {
 // === impl Walk ===
 
 impl Walk<'_> {
-    fn run(&self, task: Task) {
+    /// `states` holds one state for each value head of the task, before it on entry and after it on exit.
+    fn run(&self, task: Task, states: &mut [f32]) {
         let groups = &self.parameters.groups;
         let (dk, dv) = (groups.key_dim, groups.value_dim);
         let per_key = groups.values_per_key();
-        let mut states = vec![0.0; per_key * dk * dv];
         let mut scratch = Scratch { recalled: vec![0.0; CHUNK * dv], read: vec![0.0; CHUNK * dv] };
         for chunk in task.chunks() {
             let keys = Keys::new(self.parameters, self.qkv, chunk, task.key_head);

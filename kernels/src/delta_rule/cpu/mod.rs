@@ -15,7 +15,7 @@ mod forward;
 mod head;
 
 pub(crate) use backward::backward;
-pub(crate) use forward::forward;
+pub(crate) use forward::{continued, forward};
 
 use crate::Documents;
 

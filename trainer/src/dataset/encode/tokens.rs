@@ -74,6 +74,11 @@ impl TextTokenizer {
         self.end_of_text
     }
 
+    /// Whether a token is one of those that stand for no text, such as the end of a turn.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
     /// Replaces `tokens` by those of a text.
     pub fn encode(&self, text: &str, words: &mut WordCache, tokens: &mut Tokens) -> Result<()> {
         tokens.clear();

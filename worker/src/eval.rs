@@ -106,11 +106,11 @@ fn understand(options: &Options) -> Result<Request<'_>, Vec<String>> {
     parameters.seed = options.seed.unwrap_or(parameters.seed);
     parameters.max_seq_length = options.max_seq_length.map_or(parameters.max_seq_length, |length| length as usize);
     parameters.validation_split = options.validation_split.unwrap_or(parameters.validation_split);
-    if options.split == Split::All {
-        parameters.validation_split = 0.0;
-    }
     if !(0.0..1.0).contains(&parameters.validation_split) {
         problems.push(format!("--validation-split {}: must be from 0 and below 1", parameters.validation_split));
+    }
+    if options.split == Split::All {
+        parameters.validation_split = 0.0;
     }
     match command::dataset("dataset", &options.dataset, &mut problems).filter(|_| problems.is_empty()) {
         Some(dataset) => Ok(Request { options, base, dataset, parameters }),

@@ -118,7 +118,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_loaded() {
     refused(&["generate", "--base", "demo"], &["--prompt"]);
     refused(&["generate", "--base", "demo", "--prompt", "a", "--dataset", "b"], &["cannot be used with"]);
     refused(&["generate", "--base", "demo", "--prompt", "a", "--top-p", "0.5"], &["--temperature"]);
-    refused(&["generate", "--base", "demo", "--prompt", "a", "--temperature", "-1"], &["temperature"]);
+    refused(&["generate", "--base", "demo", "--prompt", "a", "--temperature=-1"], &["temperature"]);
     assert!(!folder.join("brightrun-cache").exists());
 
     fs::write(folder.join("m.json"), "[]").unwrap();

@@ -159,8 +159,13 @@ fn measure(case: &Case, model_dir: &Path) -> Result<f64> {
     let checkpoint = Checkpoint::open(model_dir, &config)?;
     let model = Model::load(&config, &checkpoint, &parameters.precision(), &adapters)?;
     let mut optimizer = Optimizer::new(&adapters, parameters.optimizer());
-    let options =
-        StepOptions { recompute: case.recompute, dropout: case.dropout as f32, seed: 1, neftune_alpha: 0.0, aux_coefficient: None };
+    let options = StepOptions {
+        recompute: case.recompute,
+        dropout: case.dropout as f32,
+        seed: 1,
+        neftune_alpha: 0.0,
+        aux_coefficient: None,
+    };
     let small = [(64, 64)];
     for (step, documents, micro_batches) in [(0, &small[..], 1), (1, &case.documents, case.micro_batches)] {
         let mut gradients = Gradients::new(&adapters);

@@ -26,6 +26,9 @@ pub enum Error {
     /// The caller asked for it.
     #[error("cancelled")]
     Cancelled,
+    /// The run takes more memory than there is, and what would fit.
+    #[error("{0}")]
+    DoesNotFit(String),
     /// A request that cannot be carried out.
     #[error("{0}")]
     Invalid(String),

@@ -126,7 +126,7 @@ mod tests {
             cache_dir: &folder.join("cache"),
             parameters,
         };
-        Data::read(&spec, &|_, _| {}).unwrap()
+        Data::read(&spec, &|_, _| std::ops::ControlFlow::Continue(())).unwrap()
     }
 
     #[test]

@@ -19,6 +19,21 @@ pub enum Event {
         /// Size of the file.
         total: u64,
     },
+    /// What the run will take was worked out, before anything large was read.
+    Planned {
+        /// What it runs on.
+        machine: String,
+        /// Memory at its peak.
+        peak_bytes: u64,
+        /// Memory that it may take.
+        usable_bytes: u64,
+        /// Optimiser steps.
+        steps: u64,
+        /// Tokens of all steps.
+        tokens: u64,
+        /// Time of all steps.
+        seconds: f64,
+    },
     /// Model and data are ready and the first step is about to begin.
     Started {
         /// Parameters that are trained.

@@ -12,6 +12,7 @@ pub mod demo;
 mod error;
 pub mod evaluate;
 pub mod events;
+mod file_sum;
 pub mod generate;
 pub mod lora;
 pub mod merge;

@@ -11,7 +11,6 @@ use anyhow::Context;
 use brightrun_trainer::{
     config::ModelConfig,
     demo,
-    events::{Event, EventSink},
     lora,
     plan::{DataFacts, Machine, MachineKind, Plan, Planner, Refusal},
     run::{Data, DataSpec},
@@ -312,7 +311,7 @@ impl Request<'_> {
             cache_dir: &self.options.cache,
             parameters: &self.job.parameters,
         };
-        let data = Data::read(&spec, &|bytes, total| progress.emit(&Event::Reading { bytes, total }));
+        let data = Data::read(&spec, &|bytes, total| progress.reading(bytes, total));
         progress.close();
         let data = data?;
         anyhow::ensure!(

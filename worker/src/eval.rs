@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use brightrun_trainer::{
     evaluate::{self, Extent, Measured, Part},
-    events::{Event, EventSink},
     model::Model,
     run::{Data, DataSpec, Parameters},
 };
@@ -158,7 +157,7 @@ impl Request<'_> {
             cache_dir: &self.options.cache,
             parameters: &self.parameters,
         };
-        let data = Data::read(&spec, &|bytes, total| progress.emit(&Event::Reading { bytes, total }));
+        let data = Data::read(&spec, &|bytes, total| progress.reading(bytes, total));
         progress.close();
         let data = data?;
         // A report stays only where somebody is sent to it.

@@ -7,11 +7,14 @@ mod eval;
 mod generate;
 mod input;
 mod job;
+mod local_run;
 mod merge;
 mod output;
 mod prices;
 mod progress;
 mod redacted;
+mod resume;
+mod signals;
 pub mod storage;
 mod this_machine;
 mod train;
@@ -42,6 +45,8 @@ struct Arguments {
 enum Command {
     /// Runs a job and leaves an adapter and a loss curve.
     Train(train::Options),
+    /// Goes on with a job that was interrupted.
+    Resume(resume::Options),
     /// Says what is in a dataset, what is wrong with it and what would be trained on; trains nothing.
     Validate(validate::Options),
     /// Says what a job takes, how long and for how much, on every card and on this machine; trains nothing.
@@ -75,6 +80,11 @@ pub fn run() -> ExitCode {
     match arguments.command {
         Command::Train(options) => {
             let outcome = train::train(&options, terminal);
+            output::print(&outcome, options.json);
+            ExitCode::from(outcome.exit_code())
+        }
+        Command::Resume(options) => {
+            let outcome = resume::resume(&options, terminal);
             output::print(&outcome, options.json);
             ExitCode::from(outcome.exit_code())
         }

@@ -1,10 +1,13 @@
 //! What `brightrun train` and `brightrun validate` say at their end.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use serde_json::{Value, json};
 
-use crate::{train::Outcome, validate::Verdict};
+use crate::{local_run::Outcome, validate::Verdict};
 
 /// Prints the result: JSON and good news on standard output, bad news for people on standard error.
 pub(crate) fn print(outcome: &Outcome, as_json: bool) {
@@ -64,38 +67,58 @@ fn json_result(outcome: &Outcome) -> Value {
         Outcome::Refused(problems) => {
             json!({ "status": "failed", "error": problems.join("; "), "problems": problems })
         }
-        Outcome::Failed(error) => json!({ "status": "failed", "error": error }),
+        Outcome::Paused { job_id, step, folder } => {
+            json!({ "status": "paused", "job_id": job_id, "steps": step, "resume": resume_command(folder) })
+        }
+        Outcome::DoesNotFit(error) | Outcome::Failed(error) => json!({ "status": "failed", "error": error }),
     }
 }
 
 fn text_result(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Refused(problems) => format!("The job cannot be run:\n  {}\n", problems.join("\n  ")),
+        Outcome::DoesNotFit(error) => format!("The job does not fit: {error}\n"),
         Outcome::Failed(error) => format!("The job failed: {error}\n"),
+        Outcome::Paused { job_id, step, folder } => {
+            let resume = resume_command(folder);
+            format!("Job {job_id} is interrupted; {step} steps are saved. Go on with:\n  {resume}\n")
+        }
         Outcome::Done { job_id, summary, time } => {
             let seconds = time.as_secs_f64();
             let validation = summary.validation_loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();
             let mut text = format!(
                 "Job {job_id} is done: {} steps, {} epochs, {} tokens in {seconds:.1} s\n  \
                  trained     {} parameters\n  \
-                 loss        {:.4} -> {:.4} (smoothed){validation}\n  \
+                 loss        {:.4} -> {:.4} (smoothed){validation}; {} of 5 stars\n  \
                  adapter     {}\n  \
                  loss curve  {}\n  \
-                 dataset     {}\n",
+                 dataset     {}\n  \
+                 result      {}\n",
                 summary.steps,
                 summary.epochs,
                 summary.tokens,
                 summary.trainable_parameters,
                 summary.first_loss,
                 summary.final_loss,
+                summary.stars,
                 summary.adapter_dir.display(),
                 summary.loss_curve.display(),
                 summary.dataset_report.display(),
+                summary.result.display(),
             );
             summary.warnings.iter().for_each(|warning| text.push_str(&format!("  warning     {warning}\n")));
             text
         }
     }
+}
+
+fn resume_command(folder: &Path) -> String {
+    let folder = folder.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=,:@%".contains(c);
+    if folder.chars().all(plain) {
+        return format!("brightrun resume {folder}");
+    }
+    format!("brightrun resume '{}'", folder.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]
@@ -113,11 +136,15 @@ mod tests {
             first_loss: 7.25,
             final_loss: 2.5,
             validation_loss: Some(3.0),
+            adapter_step: 60,
+            stars: 4,
             trainable_parameters: 1000,
             tokens: 5000,
             adapter_dir: "out/adapter".into(),
             loss_curve: "out/loss_curve.svg".into(),
             dataset_report: "out/dataset_report.json".into(),
+            model_card: "out/README.md".into(),
+            result: "out/result.json".into(),
             warnings: vec!["careful".into()],
         };
         Outcome::Done { job_id: "j".into(), summary: Box::new(summary), time: Duration::from_millis(2500) }
@@ -133,6 +160,8 @@ mod tests {
             "validation 3.0000",
             "out/adapter",
             "out/dataset_report.json",
+            "out/result.json",
+            "4 of 5 stars",
             "careful",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
@@ -146,6 +175,10 @@ mod tests {
     fn failure_carries_an_error_at_the_top() {
         let json: Value = serde_json::from_str(&render(&Outcome::Failed("no".into()), true)).unwrap();
         assert_eq!(json["error"], "no");
+        let paused = Outcome::Paused { job_id: "j".into(), step: 7, folder: "it's here".into() };
+        let json: Value = serde_json::from_str(&render(&paused, true)).unwrap();
+        assert_eq!((&json["status"], paused.exit_code()), (&json!("paused"), 75));
+        assert_eq!(json["resume"], r"brightrun resume 'it'\''s here'");
         let refused = Outcome::Refused(vec!["a: b".into(), "c: d".into()]);
         let json: Value = serde_json::from_str(&render(&refused, true)).unwrap();
         assert_eq!((&json["error"], refused.exit_code()), (&json!("a: b; c: d"), 2));

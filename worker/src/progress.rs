@@ -3,22 +3,28 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    ops::ControlFlow,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use brightrun_trainer::events::{Event, EventSink, Stage, StepMetrics};
+use brightrun_trainer::{
+    events::{Event, EventSink, Stage, StepMetrics},
+    plan::{TimeEstimate, duration, gigabytes},
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// Pause between two lines where there is no terminal.
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 const READING: &str = "{elapsed_precise} [{bar:32}] {bytes}/{total_bytes} read  ETA {eta}";
-const BAR: &str = "{elapsed_precise} [{bar:32}] {pos}/{len} steps  {msg}  ETA {eta}";
+const BAR: &str = "{elapsed_precise} [{bar:32}] {pos}/{len} steps  {msg}";
 
 /// Shows a run's events.
 pub(crate) struct Progress {
     terminal: MultiProgress,
     interactive: bool,
+    /// Dollars an hour.
+    price: Option<f64>,
     state: Mutex<State>,
 }
 
@@ -27,7 +33,11 @@ struct State {
     bar: Option<ProgressBar>,
     reading: Option<ProgressBar>,
     steps: u64,
+    /// Steps that were taken before.
+    resumed: u64,
+    estimate: Option<TimeEstimate>,
     tokens: u64,
+    seconds: f64,
     begin: Option<Instant>,
     last_line: Option<Instant>,
     validation: Option<f64>,
@@ -37,20 +47,39 @@ struct State {
 
 impl Progress {
     pub(crate) fn new(terminal: MultiProgress) -> Self {
-        Self { terminal, interactive: io::stderr().is_terminal(), state: Mutex::default() }
+        Self { terminal, interactive: io::stderr().is_terminal(), price: None, state: Mutex::default() }
     }
 
-    /// Takes a bar for reading away.
+    /// The same with what an hour costs.
+    pub(crate) fn at_price(self, usd_per_hour: Option<f64>) -> Self {
+        Self { price: usd_per_hour, ..self }
+    }
+
+    /// So much of a dataset is read; it is to be read to its end.
+    pub(crate) fn reading(&self, bytes: u64, total: u64) -> ControlFlow<()> {
+        self.emit(&Event::Reading { bytes, total });
+        ControlFlow::Continue(())
+    }
+
+    /// Takes bars away.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.reading.take().inspect(ProgressBar::finish_and_clear);
+        state.bar.take().inspect(ProgressBar::abandon);
     }
 
     fn start(&self, state: &mut State, steps: u64) {
         state.steps = steps;
         state.begin = Some(Instant::now());
+        if let Some(estimate) = &mut state.estimate {
+            // What the steps before had is not known here; they were like those to come.
+            let resumed = state.resumed;
+            estimate.resume(resumed, estimate.tokens_of(resumed));
+        }
         if self.interactive {
-            state.bar = Some(self.new_bar(steps, BAR));
+            let bar = self.new_bar(steps, BAR);
+            bar.set_position(state.resumed);
+            state.bar = Some(bar);
         }
     }
 
@@ -80,8 +109,10 @@ impl Progress {
 
     fn step(&self, state: &mut State, metrics: &StepMetrics) {
         state.tokens += metrics.tokens;
-        let elapsed = state.begin.map_or(0.0, |begin| begin.elapsed().as_secs_f64());
-        let message = describe(metrics, state.tokens, elapsed, state.validation);
+        state.seconds += metrics.time.total;
+        let seconds = metrics.time.total;
+        let left = state.estimate.as_mut().map(|estimate| estimate.update(metrics.step, metrics.tokens, seconds));
+        let message = self.describe(state, metrics, left);
         if let Some(bar) = &state.bar {
             bar.set_position(metrics.step);
             bar.set_message(message);
@@ -90,9 +121,23 @@ impl Progress {
         let due = state.last_line.is_none_or(|last| last.elapsed() >= LINE_PAUSE);
         if due || metrics.step == state.steps {
             state.last_line = Some(Instant::now());
-            let left = elapsed / metrics.step.max(1) as f64 * state.steps.saturating_sub(metrics.step) as f64;
-            tracing::info!("step {}/{}  {message}  ETA {left:.0} s", metrics.step, state.steps);
+            tracing::info!("step {}/{}  {message}", metrics.step, state.steps);
         }
+    }
+
+    fn describe(&self, state: &State, metrics: &StepMetrics, left: Option<f64>) -> String {
+        let rate = if state.seconds > 0.0 { state.tokens as f64 / state.seconds } else { 0.0 };
+        let mut text = format!("epoch {}  loss {:.3}", metrics.epoch, metrics.smoothed_loss);
+        let mut add = |part: String| text.push_str(&part);
+        state.validation.iter().for_each(|loss| add(format!("  validation {loss:.3}")));
+        add(format!("  {rate:.0} tokens/s"));
+        left.iter().for_each(|left| add(format!("  ETA {}", duration(*left))));
+        if let (Some(price), Some(begin)) = (self.price, state.begin) {
+            let spent = begin.elapsed().as_secs_f64() * price / 3600.0;
+            let all = spent + left.unwrap_or(0.0) * price / 3600.0;
+            add(format!("  ${spent:.2} of ${all:.2}"));
+        }
+        text
     }
 }
 
@@ -129,7 +174,19 @@ impl EventSink for Progress {
                     tracing::info!("after step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}");
                 }
             }
-            Event::Resumed { step } => tracing::info!("going on after step {step}"),
+            Event::Planned { machine, peak_bytes, usable_bytes, steps, tokens, seconds } => {
+                tracing::info!(
+                    "planned: {} of memory at its peak ({} may be filled), about {} of training ({machine})",
+                    gigabytes(*peak_bytes),
+                    gigabytes(*usable_bytes),
+                    duration(*seconds),
+                );
+                state.estimate = Some(TimeEstimate::new(*steps, *tokens, *seconds));
+            }
+            Event::Resumed { step } => {
+                state.resumed = *step;
+                tracing::info!("going on after step {step}");
+            }
             Event::Saved { step, bytes } => {
                 tracing::debug!("checkpoint after step {step}: {:.1} MiB", *bytes as f64 / f64::from(1 << 20));
             }
@@ -149,12 +206,6 @@ fn stage_name(stage: Stage) -> &'static str {
         Stage::Saving => "writing the adapter",
         Stage::Uploading => "uploading",
     }
-}
-
-fn describe(metrics: &StepMetrics, tokens: u64, elapsed: f64, validation: Option<f64>) -> String {
-    let rate = if elapsed > 0.0 { tokens as f64 / elapsed } else { 0.0 };
-    let validation = validation.map(|loss| format!("  validation {loss:.3}")).unwrap_or_default();
-    format!("epoch {}  loss {:.3}{validation}  {rate:.0} tokens/s", metrics.epoch, metrics.smoothed_loss)
 }
 
 // === impl LogWriter ===
@@ -205,16 +256,34 @@ mod tests {
         }
     }
 
+    fn progress() -> Progress {
+        let terminal = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
+        Progress { interactive: true, ..Progress::new(terminal) }
+    }
+
     #[test]
-    fn a_step_is_described_with_its_speed() {
-        assert_eq!(describe(&metrics(1), 300, 2.0, None), "epoch 2  loss 2.500  150 tokens/s");
-        assert_eq!(describe(&metrics(1), 300, 0.0, Some(3.0)), "epoch 2  loss 2.500  validation 3.000  0 tokens/s");
+    fn a_step_is_described_with_its_speed_and_what_is_left() {
+        let mut state = State { tokens: 300, seconds: 2.0, ..State::default() };
+        let text = |state: &State, left| progress().describe(state, &metrics(1), left);
+        assert_eq!(text(&state, None), "epoch 2  loss 2.500  150 tokens/s");
+        state.validation = Some(3.0);
+        state.seconds = 0.0;
+        let told = text(&state, Some(90.0));
+        assert!(told.starts_with("epoch 2  loss 2.500  validation 3.000  0 tokens/s  ETA "), "{told}");
+    }
+
+    #[test]
+    fn dollars_are_those_so_far_and_those_to_come() {
+        let hour_ago = Instant::now().checked_sub(Duration::from_secs(3600));
+        let state = State { begin: hour_ago, ..State::default() };
+        let text = progress().at_price(Some(3.0)).describe(&state, &metrics(1), Some(1800.0));
+        // A machine that was started less than an hour ago knows no such moment.
+        assert!(hour_ago.is_none() || text.ends_with("  $3.00 of $4.50"), "{text}");
     }
 
     #[test]
     fn reading_has_a_bar_of_its_own_that_goes_with_the_stage() {
-        let terminal = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
-        let progress = Progress { terminal, interactive: true, state: Mutex::default() };
+        let progress = progress();
         progress.emit(&Event::Reading { bytes: 0, total: 10 });
         progress.emit(&Event::Reading { bytes: 7, total: 10 });
         let bar = progress.state.lock().unwrap().reading.clone().unwrap();
@@ -225,8 +294,7 @@ mod tests {
 
     #[test]
     fn the_bar_follows_the_steps_and_goes_when_they_end() {
-        let terminal = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
-        let progress = Progress { terminal, interactive: true, state: Mutex::default() };
+        let progress = progress();
         // A step before the start must not divide by nothing.
         progress.emit(&Event::Step(metrics(0)));
         let (trainable_parameters, base_parameters) = (10, 100);

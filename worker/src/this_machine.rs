@@ -1,8 +1,35 @@
 //! What this machine has to compute with.
 
-use std::{fs, thread};
+use std::{
+    fs, thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
-use brightrun_trainer::plan::Machine;
+use brightrun_trainer::{clock::Clock, plan::Machine};
+
+/// The time of this machine.
+pub(crate) struct SystemClock {
+    begin: Instant,
+}
+
+// === impl SystemClock ===
+
+impl SystemClock {
+    pub(crate) fn new() -> Self {
+        Self { begin: Instant::now() }
+    }
+}
+
+impl Clock for SystemClock {
+    fn elapsed(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    fn since_1970(&self) -> Duration {
+        // A clock before 1970 is not set.
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+}
 
 /// Its processor, with the memory that a run may take now; `None` where the system does not tell.
 pub(crate) fn processor() -> Option<Machine> {
@@ -11,9 +38,19 @@ pub(crate) fn processor() -> Option<Machine> {
     Some(Machine::cpu(threads, available.min(limit_of_container().unwrap_or(u64::MAX))))
 }
 
+/// The most memory that this process had in use at any moment.
+pub(crate) fn peak_memory() -> Option<u64> {
+    kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
 fn memory_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kilobytes(text, "MemAvailable:")
+}
+
+/// The entry of a name, in bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -31,6 +68,7 @@ mod tests {
     fn available_memory_is_read_in_bytes() {
         let text = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   22000000 kB\n";
         assert_eq!(memory_available(text), Some(22_000_000 * 1024));
+        assert!(peak_memory().is_some_and(|bytes| bytes > 1 << 20));
         assert_eq!(memory_available("MemTotal: 1 kB\n"), None);
         assert_eq!(memory_available("MemAvailable: many kB\n"), None);
     }

@@ -4,17 +4,17 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use brightrun_trainer::run::{self, RunSpec, RunSummary};
+use brightrun_trainer::run::RunSpec;
 use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
     input::{self, FetchOptions},
     job::{self, JobSpec, Overrides, ParameterFlags, Problem},
+    local_run::{self, LocalRun, Outcome, Sole},
     progress::Progress,
 };
 
@@ -29,34 +29,6 @@ const FALLBACK_ID: &str = "job";
 
 /// Where tokenised datasets are kept, unless the command line says otherwise.
 pub(crate) const CACHE: &str = "brightrun-cache";
-
-/// How a job ended.
-pub(crate) enum Outcome {
-    /// The adapter is there.
-    Done {
-        /// Name of the job.
-        job_id: String,
-        /// What came out.
-        summary: Box<RunSummary>,
-        /// How long it took.
-        time: Duration,
-    },
-    /// The job cannot be run as it is.
-    Refused(Vec<String>),
-    /// The run failed.
-    Failed(String),
-}
-
-impl Outcome {
-    /// 0: done; 1: failed; 2: refused.
-    pub(crate) fn exit_code(&self) -> u8 {
-        match self {
-            Self::Done { .. } => 0,
-            Self::Failed(_) => 1,
-            Self::Refused(_) => 2,
-        }
-    }
-}
 
 /// The command line of `brightrun train`.
 #[derive(Args)]
@@ -83,6 +55,9 @@ pub(crate) struct Options {
     /// Where tokenised datasets are kept for the next run.
     #[arg(long, value_name = "DIR", default_value = CACHE)]
     cache: PathBuf,
+    /// What an hour of this machine costs, in dollars [default: the job's cost_per_gpu_hour].
+    #[arg(long, value_name = "USD", value_parser = price)]
+    usd_per_hour: Option<f64>,
     /// Prints the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -99,11 +74,7 @@ pub(crate) fn train(options: &Options, terminal: MultiProgress) -> Outcome {
         Err(problems) => return Outcome::Refused(problems),
     };
     let output = options.output.clone().unwrap_or_else(|| Path::new("brightrun-output").join(&job.job_id));
-    let begin = Instant::now();
-    match run_job(&job, &output, &options.cache, &options.fetching, terminal) {
-        Ok(summary) => Outcome::Done { job_id: job.job_id, summary: Box::new(summary), time: begin.elapsed() },
-        Err(error) => Outcome::Failed(format!("{error:#}")),
-    }
+    run_job(&job, &output, options, terminal).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
 }
 
 /// The job of a command line.
@@ -141,6 +112,11 @@ fn all_there(job: &JobSpec) -> Result<(), Vec<String>> {
     if missing.is_empty() { Ok(()) } else { Err(described(&missing)) }
 }
 
+fn price(text: &str) -> Result<f64, String> {
+    let price = text.parse::<f64>().ok().filter(|price| (0.0..=10_000.0).contains(price));
+    price.ok_or_else(|| "must be a number of dollars from 0 to 10000".to_owned())
+}
+
 fn described(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(ToString::to_string).collect()
 }
@@ -153,30 +129,27 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn run_job(
-    job: &JobSpec,
-    output: &Path,
-    cache: &Path,
-    fetching: &FetchOptions,
-    terminal: MultiProgress,
-) -> anyhow::Result<RunSummary> {
+fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgress) -> anyhow::Result<Outcome> {
     job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    std::fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
+    let sole = Sole::claim(output)?;
     let (model_dir, base_model_name) = input::base_model(&job.base_model, output)?;
-    let progress = Progress::new(terminal);
-    let file = |dataset, purpose| input::dataset(dataset, purpose, output, fetching, &progress);
+    let usd_per_hour = options.usd_per_hour.or(job.gpu.usd_per_hour);
+    let progress = Progress::new(terminal).at_price(usd_per_hour);
+    let file = |dataset, purpose| input::dataset(dataset, purpose, output, &options.fetching, &progress);
     let validation = job.validation.as_ref().map(|dataset| file(dataset, "validation"));
     let spec = RunSpec {
         job_id: job.job_id.clone(),
         model_dir,
         base_model_name,
+        base_model_asked: None,
         dataset: file(&job.dataset, "dataset")?,
         validation_dataset: validation.transpose()?,
         output_dir: output.to_owned(),
-        cache_dir: cache.to_owned(),
+        cache_dir: options.cache.clone(),
+        checkpoint_dir: local_run::checkpoints(output),
+        machine: None,
+        usd_per_hour,
         parameters: job.parameters.clone(),
     };
-    let summary = run::run(&spec, &progress)?;
-    let warnings = job.warnings.iter().chain(&summary.warnings).cloned().collect();
-    Ok(RunSummary { warnings, ..summary })
+    LocalRun { spec, warnings: job.warnings.clone() }.carry_out(&sole, &progress)
 }

@@ -11,7 +11,6 @@ use brightrun_trainer::{
     artifacts::atomic,
     dataset::{dump, encode::TextTokenizer, report::DatasetReport, store::TokenStore},
     demo,
-    events::{Event, EventSink},
     run::{Data, DataSpec, Parameters},
 };
 use clap::Args;
@@ -149,7 +148,7 @@ impl Request<'_> {
             cache_dir: &self.options.cache,
             parameters: &self.parameters,
         };
-        let data = Data::read(&spec, &|bytes, total| progress.emit(&Event::Reading { bytes, total }));
+        let data = Data::read(&spec, &|bytes, total| progress.reading(bytes, total));
         progress.close();
         let data = data?;
         if let Some(path) = &self.options.report {

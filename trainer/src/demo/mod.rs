@@ -69,7 +69,7 @@ mod tests {
         let (model_dir, cache_dir) = (&folder.join("model"), &folder.join("cache"));
         let (validation_dataset, stand_in_model) = (None, false);
         let spec = DataSpec { dataset, validation_dataset, model_dir, stand_in_model, cache_dir, parameters };
-        Data::read(&spec, &|_, _| {}).unwrap()
+        Data::read(&spec, &|_, _| std::ops::ControlFlow::Continue(())).unwrap()
     }
 
     #[test]

@@ -30,6 +30,11 @@ impl TimeEstimate {
         Self { total_steps, total_tokens, planned, steps: 0, tokens: 0, recent }
     }
 
+    /// Tokens that so many steps are likely to have.
+    pub fn tokens_of(&self, steps: u64) -> u64 {
+        (self.total_tokens as f64 * steps as f64 / self.total_steps.max(1) as f64) as u64
+    }
+
     /// A run that goes on after steps that were taken elsewhere.
     pub fn resume(&mut self, step: u64, tokens: u64) {
         (self.steps, self.tokens) = (step, tokens);

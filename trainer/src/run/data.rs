@@ -1,6 +1,5 @@
 //! The dataset of a run: tokenised, split, reported on, and read again document by document.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::Parameters;
@@ -9,7 +8,7 @@ use crate::batch::MicroBatch;
 use crate::dataset::batches;
 use crate::dataset::facts::Document;
 use crate::dataset::packing::{Bin, Packing};
-use crate::dataset::prepare::{PrepareOptions, Prepared, TextModel, prepare};
+use crate::dataset::prepare::{PrepareOptions, Prepared, Progress, TextModel, prepare};
 use crate::dataset::report::{DatasetReport, Source};
 use crate::dataset::split::{MOST_VALIDATION_CONVERSATIONS, Split, split};
 use crate::dataset::store::TokenStore;
@@ -46,8 +45,8 @@ pub struct Data {
 
 impl Data {
     /// Reads the files, or finds in the cache that this was done before. `progress` is told how many bytes of how many
-    /// were read.
-    pub fn read(spec: &DataSpec<'_>, progress: &dyn Fn(u64, u64)) -> Result<Self> {
+    /// were read, and can end it.
+    pub fn read(spec: &DataSpec<'_>, progress: Progress<'_>) -> Result<Self> {
         let settings = spec.parameters.dataset();
         let model = TextModel::load(spec.model_dir)?;
         let training = read_file(spec, spec.dataset, &model, progress)?;
@@ -109,7 +108,7 @@ impl Data {
     }
 
     /// The documents of every step of an epoch.
-    pub(super) fn epoch(&self, epoch: u32) -> Vec<Vec<u32>> {
+    pub(crate) fn epoch(&self, epoch: u32) -> Vec<Vec<u32>> {
         let settings = &self.report.settings;
         batches::epoch_steps(&self.split.training, settings.batch_size, settings.seed, epoch)
     }
@@ -150,18 +149,14 @@ impl Data {
     }
 }
 
-fn read_file(spec: &DataSpec<'_>, path: &Path, model: &TextModel, progress: &dyn Fn(u64, u64)) -> Result<Prepared> {
+fn read_file(spec: &DataSpec<'_>, path: &Path, model: &TextModel, progress: Progress<'_>) -> Result<Prepared> {
     let parameters = spec.parameters;
     let options = PrepareOptions {
         max_length: parameters.max_seq_length,
         train_on_prompt: parameters.train_on_prompt,
         learn_every_turn: parameters.train_on_all_turns,
     };
-    let go_on = |bytes, total| {
-        progress(bytes, total);
-        ControlFlow::Continue(())
-    };
-    prepare(path, model, &options, spec.cache_dir, &go_on)
+    prepare(path, model, &options, spec.cache_dir, progress)
 }
 
 fn source<'a>(path: &Path, file: &'a Prepared) -> Source<'a> {

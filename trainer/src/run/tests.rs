@@ -1,6 +1,7 @@
 //! Whole runs on the demo's model: what packing, the cache and a bad dataset do to them.
 
 use std::{
+    fs,
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -8,7 +9,13 @@ use std::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::demo;
+use crate::{
+    clock::Still,
+    dataset::report::REPORT_FILE,
+    demo,
+    events::{EventSink, StepMetrics},
+    stop::Stop,
+};
 
 /// Keeps every event.
 #[derive(Default)]
@@ -45,11 +52,23 @@ fn demo_job(folder: &Path, name: &str) -> RunSpec {
         job_id: name.into(),
         model_dir,
         base_model_name: "demo".into(),
+        base_model_asked: None,
         dataset,
         validation_dataset: None,
         output_dir: folder.join(name),
         cache_dir: folder.join("cache"),
+        checkpoint_dir: folder.join(name).join("checkpoints"),
+        machine: None,
+        usd_per_hour: None,
         parameters,
+    }
+}
+
+/// A run that nobody interrupts.
+fn run_to_its_end(spec: &RunSpec, recorder: &Recorder) -> Result<RunSummary> {
+    match run(spec, &Surroundings::new(recorder, &Still, &Stop::default()))? {
+        RunEnd::Finished(summary) => Ok(*summary),
+        paused @ RunEnd::Paused { .. } => panic!("{paused:?}"),
     }
 }
 
@@ -70,7 +89,7 @@ fn packing_changes_neither_losses_nor_gradients() {
     }
     let outcomes = [&packed, &padded].map(|spec| {
         let recorder = Recorder::default();
-        let summary = run(spec, &recorder).unwrap();
+        let summary = run_to_its_end(spec, &recorder).unwrap();
         (summary.validation_loss.unwrap(), recorder.steps())
     });
     let [(packed_validation, packed_steps), (padded_validation, padded_steps)] = outcomes;
@@ -94,7 +113,7 @@ fn a_run_from_the_cache_is_the_same_run() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = ["first", "second"].map(|name| {
         let spec = demo_job(folder.path(), name);
-        run(&spec, &Recorder::default()).unwrap();
+        run_to_its_end(&spec, &Recorder::default()).unwrap();
         let read = |file: &str| fs::read(spec.output_dir.join(file)).unwrap();
         (read("adapter/adapter_model.safetensors"), read("metrics.jsonl"), read(REPORT_FILE))
     });
@@ -109,7 +128,7 @@ fn a_refused_dataset_leaves_its_report_and_takes_no_step() {
     let spec = demo_job(folder.path(), "refused");
     fs::write(&spec.dataset, "{\"turns\": 3}\n{\n").unwrap();
     let recorder = Recorder::default();
-    let error = run(&spec, &recorder).unwrap_err().to_string();
+    let error = run_to_its_end(&spec, &recorder).unwrap_err().to_string();
     let place = spec.output_dir.join(REPORT_FILE);
     assert!(error.contains("conversations.jsonl, ") && error.contains("\n  line 1: "), "{error}");
     assert!(error.contains(&place.display().to_string()), "{error}");
@@ -129,7 +148,7 @@ fn a_validation_file_is_measured_and_nothing_is_split_off() {
     fs::write(&path, format!("{}\n{long}\n", text.lines().next().unwrap())).unwrap();
     spec.validation_dataset = Some(path);
     spec.parameters.max_steps = Some(1);
-    let summary = run(&spec, &Recorder::default()).unwrap();
+    let summary = run_to_its_end(&spec, &Recorder::default()).unwrap();
     assert!(summary.validation_loss.unwrap() > 0.0);
     let report = report(&spec);
     assert_eq!((&report["split"]["by"], &report["split"]["training"]["examples"]), (&json!("file"), &json!(48)));

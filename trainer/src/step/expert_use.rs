@@ -7,19 +7,20 @@
 use std::collections::BTreeMap;
 
 use brightrun_kernels::op::with_slice;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::events::ExpertUse;
 use crate::model::RouterOutput;
 
 /// How the routed experts of all layers were used, summed over micro-batches.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExpertCounts {
     layers: BTreeMap<usize, LayerCounts>,
 }
 
 /// How those of one layer were used.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerCounts {
     /// Tokens that chose each expert.
     pub tokens: Vec<u64>,

@@ -25,6 +25,7 @@ pub(crate) use shards::{SafetensorsFile, Stored};
 pub(crate) use stored::floats;
 
 use crate::config::{CheckpointFormat, ModelConfig};
+use crate::stop::Stop;
 use crate::{Error, Result};
 use shards::Shards;
 use verify::Storage;
@@ -36,6 +37,7 @@ pub struct Checkpoint {
     format: CheckpointFormat,
     shards: Shards,
     tensors: HashMap<String, (TensorSpec, Storage)>,
+    stop: Stop,
 }
 
 // === impl Checkpoint ===
@@ -47,7 +49,12 @@ impl Checkpoint {
     pub fn open(dir: &Path, config: &ModelConfig) -> Result<Self> {
         let shards = Shards::open(dir)?;
         let tensors = verify::verify(dir, config, &shards)?;
-        Ok(Self { dir: dir.to_owned(), format: config.checkpoint, shards, tensors })
+        Ok(Self { dir: dir.to_owned(), format: config.checkpoint, shards, tensors, stop: Stop::default() })
+    }
+
+    /// Reads nothing more once somebody asks to stop.
+    pub fn until(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
     }
 
     /// The values of a tensor that is no linear's weight (norm, bias, convolution, decay), row-major.
@@ -109,6 +116,9 @@ impl Checkpoint {
     }
 
     fn stored(&self, name: &str) -> Result<(&SafetensorsFile, &Stored)> {
+        if self.stop.asked().is_some() {
+            return Err(Error::Cancelled);
+        }
         let stored = self.shards.tensors.get(name);
         let stored = stored.ok_or_else(|| Error::file(&self.dir, format!("{name}: missing")))?;
         Ok((&self.shards.files[stored.file], stored))

@@ -4,7 +4,7 @@ mod proof;
 
 use serde::{Deserialize, Serialize};
 
-pub use proof::{AdapterCheck, BaseCheck, OpCheck, Proof, ReloadCheck};
+pub use proof::{BaseCheck, Proof, ReloadCheck};
 
 use super::{
     history::{Summary, finite},

@@ -2,13 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::proof::{Change, OpCheck, self_test_problem};
+
 /// The checks of a run; one that is absent was not made, and then nothing is proven.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Proof {
     /// The base is what it was.
     pub base: Option<BaseCheck>,
     /// The adapter learnt something.
-    pub adapter: Option<AdapterCheck>,
+    pub adapter: Option<Change>,
     /// Every op computes what its definition says.
     pub ops: Vec<OpCheck>,
     /// The saved file is the adapter that was measured.
@@ -22,26 +24,6 @@ pub struct BaseCheck {
     pub sha256_before: String,
     /// The same after the last.
     pub sha256_after: String,
-}
-
-/// What became of the adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct AdapterCheck {
-    /// Norm of the update `scale · B·A` of all modules together; 0 before the first step.
-    pub update_norm: f64,
-    /// Share of the values of all `B` that are not 0; 0 before the first step.
-    pub nonzero_share: f64,
-}
-
-/// An op beside its reference on this machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct OpCheck {
-    /// The op.
-    pub op: String,
-    /// Greatest error, relative to the greatest value.
-    pub max_relative_error: f64,
-    /// What it may be.
-    pub tolerance: f64,
 }
 
 /// A loss measured twice over the same examples: with the adapter in memory, and with the saved file.
@@ -68,12 +50,12 @@ impl Proof {
         let missing = |what: &str| Some(format!("not checked: {what}"));
         let mut failures: Vec<Option<String>> = vec![
             self.base.as_ref().map_or_else(|| missing("that the base model is unchanged"), BaseCheck::failure),
-            self.adapter.as_ref().map_or_else(|| missing("that the adapter learnt something"), AdapterCheck::failure),
+            self.adapter.as_ref().map_or_else(|| missing("that the adapter learnt something"), Change::problem),
         ];
         if self.ops.is_empty() {
             failures.push(missing("that the ops compute what they should"));
         }
-        failures.extend(self.ops.iter().map(OpCheck::failure));
+        failures.push(self_test_problem(&self.ops));
         failures.push(
             self.reloaded
                 .as_ref()
@@ -91,32 +73,6 @@ impl BaseCheck {
         (sha256_before != sha256_after || sha256_before.is_empty()).then(|| {
             format!("the frozen base model changed: its hash was {sha256_before} and is {sha256_after}; do not use the adapter")
         })
-    }
-}
-
-// === impl AdapterCheck ===
-
-impl AdapterCheck {
-    fn failure(&self) -> Option<String> {
-        let Self { update_norm, nonzero_share } = self;
-        let learnt = update_norm.is_finite() && *update_norm > 0.0 && *nonzero_share > 0.0;
-        (!learnt).then(|| {
-            format!("the adapter changes nothing: norm of its update {update_norm}, share of B that is not 0 {nonzero_share}")
-        })
-    }
-}
-
-// === impl OpCheck ===
-
-impl OpCheck {
-    /// The error is small enough; NaN is not.
-    pub fn holds(&self) -> bool {
-        self.max_relative_error <= self.tolerance
-    }
-
-    fn failure(&self) -> Option<String> {
-        let Self { op, max_relative_error, tolerance } = self;
-        (!self.holds()).then(|| format!("{op} is off by {max_relative_error:e} where {tolerance:e} is allowed"))
     }
 }
 
@@ -154,8 +110,8 @@ mod tests {
 
     #[test]
     fn each_check_can_fail() {
-        type Change = (fn(&mut Proof), &'static str);
-        let broken: [Change; 9] = [
+        type Case = (fn(&mut Proof), &'static str);
+        let broken: [Case; 8] = [
             (|proof| proof.base.as_mut().unwrap().sha256_after = "ab13".into(), "base model changed"),
             (
                 |proof| {
@@ -164,11 +120,16 @@ mod tests {
                 },
                 "base model",
             ),
-            (|proof| proof.adapter.as_mut().unwrap().update_norm = 0.0, "changes nothing"),
-            (|proof| proof.adapter.as_mut().unwrap().update_norm = f64::NAN, "changes nothing"),
-            (|proof| proof.adapter.as_mut().unwrap().nonzero_share = 0.0, "changes nothing"),
-            (|proof| proof.ops[1].max_relative_error = 2e-3, "delta_rule is off by 2e-3"),
-            (|proof| proof.ops[0].max_relative_error = f64::NAN, "off by NaN"),
+            (|proof| proof.adapter.as_mut().unwrap().modules_not_finite = 2, "not finite"),
+            (
+                |proof| {
+                    let adapter = proof.adapter.as_mut().unwrap();
+                    (adapter.modules.changed, adapter.routed_experts.changed) = (0, 0);
+                },
+                "nothing",
+            ),
+            (|proof| proof.ops[1].max_relative_error = Some(2e-3), "delta_rule (output): off by 2.0e-3"),
+            (|proof| proof.ops[0].max_relative_error = None, "not a number or missing"),
             (|proof| proof.reloaded.as_mut().unwrap().reloaded_loss = 1.6, "loss of 1.6 where 1.5 was reported"),
             (|proof| proof.reloaded.as_mut().unwrap().reloaded_loss = f64::NAN, "loss of NaN"),
         ];

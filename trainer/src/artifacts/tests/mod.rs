@@ -4,7 +4,7 @@ mod derived;
 
 use super::{
     history::History,
-    result::{AdapterCheck, BaseCheck, Cost, FileFact, OpCheck, Program, Proof, ReloadCheck, RunStatus},
+    result::{BaseCheck, Cost, FileFact, Program, Proof, ReloadCheck, RunStatus},
     *,
 };
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     },
     events::{Event, ExpertUse, LayerHealth, StepMetrics, StepTime},
     lora::{LoraPlan, ModuleLora},
+    proof::{Change, Digest, ModuleCount, ModuleUpdate, OpCheck},
     run::Parameters,
 };
 
@@ -95,10 +96,27 @@ pub(crate) fn sample(steps: u64) -> History {
 }
 
 pub(crate) fn good_proof() -> Proof {
-    let op = |op: &str, tolerance| OpCheck { op: op.into(), max_relative_error: tolerance / 10.0, tolerance };
+    let op = |op: &str, tolerance| OpCheck {
+        op: op.into(),
+        what: "output".into(),
+        max_relative_error: Some(tolerance / 10.0),
+        tolerance,
+    };
+    let digest = |digits: &str| Digest::try_from(digits.repeat(32)).unwrap();
+    let change = Change {
+        digest_before: digest("a1"),
+        digest_after: digest("b2"),
+        modules: ModuleCount { total: 12, changed: 12, without_update: 0 },
+        routed_experts: ModuleCount { total: 48, changed: 47, without_update: 1 },
+        share_of_modules_changed: 59.0 / 60.0,
+        unchanged: Vec::new(),
+        modules_not_finite: 0,
+        update_norm: 0.75,
+        largest_update: Some(ModuleUpdate { module: "model.layers.0.self_attn.q_proj".into(), norm: 0.5 }),
+    };
     Proof {
         base: Some(BaseCheck { sha256_before: "ab12".into(), sha256_after: "ab12".into() }),
-        adapter: Some(AdapterCheck { update_norm: 0.75, nonzero_share: 0.99 }),
+        adapter: Some(change),
         ops: vec![op("attention", 1e-4), op("delta_rule", 1e-3)],
         reloaded: Some(ReloadCheck { reported_loss: 1.5, reloaded_loss: 1.501, tolerance: 1e-2 }),
     }

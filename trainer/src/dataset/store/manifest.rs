@@ -1,25 +1,14 @@
 //! `manifest.json`: it follows from the key and the other files, so it is checked by making it again.
 
-use std::{
-    fs::{self, File},
-    io::Read,
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{DOCUMENTS, FACTS, Key, MANIFEST, TOKENS, key::FORMAT};
-use crate::{Error, Result};
-
-/// Size and SHA-256 of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sum {
-    /// Bytes.
-    pub bytes: u64,
-    /// SHA-256.
-    pub sha256: [u8; 32],
-}
+use crate::{
+    Error, Result,
+    file_sum::{Sum, sum},
+};
 
 /// The manifest of a store with these files.
 pub(super) fn text(key: &Key, files: &[(&str, Sum)]) -> String {
@@ -51,23 +40,4 @@ fn culprit(manifest: &[u8], key: &Key, files: &[(&'static str, Sum)]) -> &'stati
     };
     let differs = |(name, _): &&(&str, Sum)| found["files"][name] != expected["files"][name];
     files.iter().find(differs).map_or(MANIFEST, |(name, _)| name)
-}
-
-/// Size and SHA-256 of a file, read in pieces.
-pub(super) fn sum(path: &Path) -> Result<Sum> {
-    let mut file = File::open(path).map_err(Error::io("cannot read", path))?;
-    let mut sha256 = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    let mut bytes = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(Sum { bytes, sha256: sha256.finalize().into() }),
-            Ok(count) => {
-                sha256.update(&buffer[..count]);
-                bytes += count as u64;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io("cannot read", path)(error)),
-        }
-    }
 }

@@ -15,12 +15,13 @@ use sha2::{Digest, Sha256};
 use super::{
     DOCUMENTS, FACTS, Key, Lookup, MANIFEST, TOKENS, TokenStore,
     documents::record,
-    manifest::{self, Sum},
+    manifest,
 };
 use crate::{
     Error, Result,
     artifacts::atomic::sync_folder,
     dataset::facts::{Document, FileFacts},
+    file_sum::Sum,
 };
 
 /// Tells the folders of one process apart.

@@ -1,0 +1,118 @@
+//! What learns: the base model with its adapters.
+
+use super::watch::Watch;
+use super::{Parameters, RunSpec};
+use crate::adapters::Adapters;
+use crate::checkpoint::Fingerprint;
+use crate::config::ModelConfig;
+use crate::lora::{self, LoraPlan};
+use crate::model::Model;
+use crate::events::Event;
+use crate::plan::{DataFacts, Planner, gigabytes};
+use crate::proof::Digest;
+use crate::run::Data;
+use crate::step::Recompute;
+use crate::weights::{Checkpoint, expected_tensors};
+use crate::{Error, Result};
+
+/// The base model with its adapters.
+pub(super) struct Learner {
+    pub(super) config: ModelConfig,
+    pub(super) plan: LoraPlan,
+    pub(super) adapters: Adapters,
+    pub(super) model: Model,
+    /// How a step is computed.
+    pub(super) recompute: Recompute,
+}
+
+// === impl Learner ===
+
+impl Learner {
+    /// Plans before anything large is read, and loads what fits.
+    pub(super) fn load(spec: &RunSpec, data: &Data, watch: &mut Watch) -> Result<Self> {
+        let parameters = &spec.parameters;
+        let config = ModelConfig::read(&spec.model_dir)?;
+        let checkpoint = Checkpoint::open(&spec.model_dir, &config)?.until(watch.around.stop);
+        let (plan, adapters) = match &parameters.init_adapter {
+            Some(folder) => {
+                let (plan, tensors) = lora::read(folder, &config)?;
+                let adapters = Adapters::from_tensors(&config, &plan, &tensors)?;
+                (plan, adapters)
+            }
+            None => {
+                let plan = lora::plan(&config, &parameters.lora())?;
+                let adapters = Adapters::new(&config, &plan, parameters.seed)?;
+                (plan, adapters)
+            }
+        };
+        let recompute = recompute(spec, &config, &plan, data, watch)?;
+        let model = Model::load(&config, &checkpoint, &parameters.precision(), &adapters)?;
+        Ok(Self { config, plan, adapters, model, recompute })
+    }
+
+    pub(super) fn base_parameters(&self) -> u64 {
+        let size = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
+        expected_tensors(&self.config).iter().map(|tensor| size(&tensor.shape)).sum()
+    }
+}
+
+/// The fastest way to compute a step that fits into the machine; a run for which there is none is refused.
+fn recompute(spec: &RunSpec, config: &ModelConfig, plan: &LoraPlan, data: &Data, watch: &mut Watch) -> Result<Recompute> {
+    let parameters = &spec.parameters;
+    let asked = parameters.recompute.map(|on| if on { Recompute::Layers } else { Recompute::None });
+    let Some(machine) = &spec.machine else { return Ok(asked.unwrap_or(Recompute::Layers)) };
+    let facts = DataFacts::of(data);
+    let planner = Planner::new(config, plan, parameters, &facts);
+    // The size of micro-batches decides the order of sums, so a run has the same everywhere unless its owner says otherwise.
+    let tokens = parameters.dataset().micro_batch_tokens;
+    let plan = planner.clone().fixed(Some(tokens), asked).plan(machine)?;
+    watch.emit(&Event::Planned {
+        machine: machine.name(),
+        peak_bytes: plan.choice.peak_bytes,
+        usable_bytes: plan.usable_bytes,
+        steps: plan.work.steps,
+        tokens: plan.work.tokens,
+        seconds: plan.time.step_seconds * plan.work.steps as f64,
+    });
+    if plan.fits {
+        return Ok(plan.choice.recompute);
+    }
+    let free = planner.plan(machine)?;
+    if let Some(refusal) = planner.refusal(&free, &[])? {
+        return Err(Error::DoesNotFit(refusal.to_string()));
+    }
+    let (choice, layers) = (free.choice, free.choice.recompute == Recompute::Layers);
+    Err(Error::DoesNotFit(format!(
+        "the run takes {} of memory at its peak, and {} may be filled; with \"micro_batch_tokens\": {} and \"recompute\": \
+         {layers} it takes {}",
+        gigabytes(plan.choice.peak_bytes),
+        gigabytes(plan.usable_bytes),
+        choice.micro_batch_tokens,
+        gigabytes(choice.peak_bytes),
+    )))
+}
+
+/// What a checkpoint and the run that goes on from it must have in common. How often is saved and measured, and where files
+/// are, is none of it.
+pub(super) fn fingerprint(spec: &RunSpec, data: &Data, base: &Digest, plan: &LoraPlan) -> Result<Fingerprint> {
+    let standard = Parameters::default();
+    let decisive = Parameters {
+        save_steps: standard.save_steps,
+        save_minutes: standard.save_minutes,
+        keep_checkpoints: standard.keep_checkpoints,
+        recompute: standard.recompute,
+        init_adapter: standard.init_adapter,
+        ..spec.parameters.clone()
+    };
+    let report = data.report();
+    let mut fingerprint = Fingerprint::new()
+        .with_fields(&decisive)?
+        .with("dataset", &report.training.sha256)
+        .with("training examples", report.split.training.examples)
+        .with("base model in memory", base)
+        .with("adapted modules", plan.modules.len());
+    if let Some(validation) = &report.validation {
+        fingerprint = fingerprint.with("validation dataset", &validation.sha256);
+    }
+    Ok(fingerprint)
+}

@@ -1,0 +1,29 @@
+//! Ctrl-C and SIGTERM: the run keeps what it has learnt and ends.
+
+use std::{io, process, thread};
+
+use brightrun_trainer::stop::{Stop, StopKind};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a shell says of a program that Ctrl-C has ended.
+const INTERRUPTED: i32 = 130;
+
+/// From now on the first signal asks for a pause, and the second ends the process where it stands.
+pub(crate) fn listen(stop: &Stop) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let stop = stop.clone();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            stop.ask(StopKind::Pause);
+            tracing::warn!("stopping; what was learnt is saved (once more, and the run ends at once without saving)");
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            process::exit(INTERRUPTED)
+        })
+    })?;
+    Ok(())
+}

@@ -10,8 +10,7 @@ use std::{
 use anyhow::Context;
 use brightrun_trainer::{
     config::ModelConfig,
-    demo,
-    lora,
+    demo, lora,
     plan::{DataFacts, Machine, MachineKind, Plan, Planner, Refusal},
     run::{Data, DataSpec},
 };

@@ -94,7 +94,10 @@ impl LocalRun {
             if folder.join(RESULT_FILE).exists() {
                 bail!("the run in {} is over; {RESULT_FILE} there says how it ended", folder.display());
             }
-            bail!("there is no interrupted run in {}; name the folder that brightrun train has named", folder.display());
+            bail!(
+                "there is no interrupted run in {}; name the folder that brightrun train has named",
+                folder.display()
+            );
         }
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let why = || format!("{} is no note of a run of this version; run its job again", path.display());
@@ -109,7 +112,8 @@ impl LocalRun {
         let stop = Stop::default();
         signals::listen(&stop).context("cannot listen for signals")?;
         let clock = SystemClock::new();
-        let around = Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(progress, &clock, &stop) };
+        let around =
+            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(progress, &clock, &stop) };
         let ended = run::run(&self.spec, &around);
         progress.close();
         let job_id = self.spec.job_id;
@@ -147,7 +151,9 @@ impl Sole {
                 bail!("another brightrun is at work in {}; wait for it, or choose another --output", folder.display())
             }
             // Some network file systems know no locks; their users have one process a folder.
-            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => Ok(Self { _lock: file }),
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+                Ok(Self { _lock: file })
+            }
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }

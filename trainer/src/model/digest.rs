@@ -136,10 +136,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::stop::StopKind;
     use crate::adapters::Adapters;
     use crate::config::ModelConfig;
     use crate::lora::{LoraOptions, TargetSet, plan};
+    use crate::stop::StopKind;
     use crate::weights::{BasePrecision, Checkpoint, expected_tensors};
 
     /// A fixture whose file can be damaged and loaded again.

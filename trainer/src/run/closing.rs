@@ -9,7 +9,7 @@ use super::training::Training;
 use super::watch::Watch;
 use super::{ADAPTER_DIR, Data, RunSpec, RunSummary, reading};
 use crate::adapters::Adapters;
-use crate::artifacts::result::{BaseCheck, Cost, FileFact, Program, Proof, ReloadCheck, RESULT_FILE, RunStatus};
+use crate::artifacts::result::{BaseCheck, Cost, FileFact, Program, Proof, RESULT_FILE, ReloadCheck, RunStatus};
 use crate::artifacts::{self, BaseModel, RunRecord, loss_curve, model_card};
 use crate::dataset::report::REPORT_FILE;
 use crate::events::{Event, Stage};
@@ -134,7 +134,10 @@ fn tell(
         job_id: &spec.job_id,
         status: if error.is_none() { RunStatus::Success } else { RunStatus::Failed },
         error: error.as_deref(),
-        program: &Program { name: env!("CARGO_PKG_NAME").replace("-trainer", ""), version: env!("CARGO_PKG_VERSION").into() },
+        program: &Program {
+            name: env!("CARGO_PKG_NAME").replace("-trainer", ""),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
         base: &base,
         history: &watch.history,
         parameters: &spec.parameters,

@@ -5,9 +5,9 @@ use super::{Parameters, RunSpec};
 use crate::adapters::Adapters;
 use crate::checkpoint::Fingerprint;
 use crate::config::ModelConfig;
+use crate::events::Event;
 use crate::lora::{self, LoraPlan};
 use crate::model::Model;
-use crate::events::Event;
 use crate::plan::{DataFacts, Planner, gigabytes};
 use crate::proof::Digest;
 use crate::run::Data;
@@ -57,7 +57,13 @@ impl Learner {
 }
 
 /// The fastest way to compute a step that fits into the machine; a run for which there is none is refused.
-fn recompute(spec: &RunSpec, config: &ModelConfig, plan: &LoraPlan, data: &Data, watch: &mut Watch) -> Result<Recompute> {
+fn recompute(
+    spec: &RunSpec,
+    config: &ModelConfig,
+    plan: &LoraPlan,
+    data: &Data,
+    watch: &mut Watch,
+) -> Result<Recompute> {
     let parameters = &spec.parameters;
     let asked = parameters.recompute.map(|on| if on { Recompute::Layers } else { Recompute::None });
     let Some(machine) = &spec.machine else { return Ok(asked.unwrap_or(Recompute::Layers)) };

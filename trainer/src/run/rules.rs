@@ -113,11 +113,8 @@ mod tests {
 
     #[test]
     fn patience_counts_evaluations_without_a_better_one() {
-        let parameters = Parameters {
-            early_stopping_patience: Some(2),
-            early_stopping_threshold: 0.05,
-            ..Parameters::default()
-        };
+        let parameters =
+            Parameters { early_stopping_patience: Some(2), early_stopping_threshold: 0.05, ..Parameters::default() };
         let mut rules = Rules::default();
         let better: Vec<bool> = [3.0, 2.0, 1.97, 1.99]
             .into_iter()

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::Error;
 use crate::Result;
 use crate::artifacts::history::History;
 use crate::checkpoint::{Ended, FileSystem, Storage};
 use crate::clock::Clock;
 use crate::events::{Event, EventSink, Stage};
 use crate::stop::{Stop, StopKind};
-use crate::Error;
 
 /// What a run is surrounded by.
 pub struct Surroundings<'a> {

@@ -126,7 +126,7 @@ mod tests {
                     let adapter = proof.adapter.as_mut().unwrap();
                     (adapter.modules.changed, adapter.routed_experts.changed) = (0, 0);
                 },
-                "nothing",
+                "changed none",
             ),
             (|proof| proof.ops[1].max_relative_error = Some(2e-3), "delta_rule (output): off by 2.0e-3"),
             (|proof| proof.ops[0].max_relative_error = None, "not a number or missing"),

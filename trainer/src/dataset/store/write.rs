@@ -12,11 +12,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{
-    DOCUMENTS, FACTS, Key, Lookup, MANIFEST, TOKENS, TokenStore,
-    documents::record,
-    manifest,
-};
+use super::{DOCUMENTS, FACTS, Key, Lookup, MANIFEST, TOKENS, TokenStore, documents::record, manifest};
 use crate::{
     Error, Result,
     artifacts::atomic::sync_folder,

@@ -77,6 +77,7 @@ fn whole_run(inputs: &Path, seed: u64, threads: usize) -> Vec<(PathBuf, Vec<u8>)
         checkpoint_dir: output.path().join("checkpoints"),
         machine: None,
         usd_per_hour: None,
+        warnings: Vec::new(),
         parameters: Parameters { max_steps: Some(2), validation_split: 0.1, seed, ..Parameters::default() },
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

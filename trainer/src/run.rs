@@ -54,6 +54,8 @@ pub struct RunSpec {
     pub machine: Option<Machine>,
     /// Dollars an hour of the machine, where that is known.
     pub usd_per_hour: Option<f64>,
+    /// What its owner was told before it began; it stands in the result too.
+    pub warnings: Vec<String>,
     /// The hyperparameters.
     pub parameters: Parameters,
 }
@@ -109,7 +111,7 @@ pub enum RunEnd {
 
 /// Runs a job to its end, or on from where it was interrupted.
 pub fn run(spec: &RunSpec, around: &Surroundings<'_>) -> Result<RunEnd> {
-    let watch = &mut Watch::new(around);
+    let watch = &mut Watch::new(around, spec.warnings.clone());
     match whole(spec, watch) {
         Ok(summary) => Ok(RunEnd::Finished(Box::new(summary))),
         Err(Error::Cancelled) if watch.is_paused() => {

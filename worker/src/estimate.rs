@@ -17,11 +17,10 @@ use brightrun_trainer::{
 use clap::Args;
 use indicatif::MultiProgress;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::{
     input::{self, FetchOptions},
-    job::{BaseModel, Dataset, JobSpec},
+    job::{BaseModel, Dataset, GpuRequest, JobSpec},
     prices,
     progress::Progress,
     this_machine, train,
@@ -90,21 +89,11 @@ pub(crate) struct Estimate {
     plans: Vec<Plan>,
 }
 
-/// What a job says about the card it will get.
-#[derive(Debug, Default)]
-struct Wanted {
-    kind: Option<String>,
-    count: Option<u64>,
-    memory_gb: Option<f64>,
-    usd_per_hour: Option<f64>,
-}
-
 /// What is to be planned, once the command line is understood.
 struct Request<'a> {
     options: &'a Options,
     job: JobSpec,
     model: BaseModel,
-    wanted: Wanted,
     machines: Vec<Machine>,
     asked: Option<String>,
     notes: Vec<String>,
@@ -148,25 +137,20 @@ fn understand(options: &Options) -> Result<Request<'_>, Vec<String>> {
         problems.push(format!("base_model: there is no config.json in \"{folder}\"; name its folder with --model"));
     }
     let mut notes = Vec::new();
-    let wanted = Wanted::read(&options.job);
-    let (machines, asked) = match machines(options.gpu.as_deref(), &wanted, &mut notes) {
+    let (machines, asked) = match machines(options.gpu.as_deref(), &job.gpu, &mut notes) {
         Ok(found) => found,
         Err(problem) => {
             problems.push(problem);
             Default::default()
         }
     };
-    if problems.is_empty() {
-        Ok(Request { options, job, model, wanted, machines, asked, notes })
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(Request { options, job, model, machines, asked, notes }) } else { Err(problems) }
 }
 
 /// Every machine of the table and this one, at the job's price where the job has one; and the name of the one asked for.
 fn machines(
     gpu: Option<&str>,
-    wanted: &Wanted,
+    wanted: &GpuRequest,
     notes: &mut Vec<String>,
 ) -> Result<(Vec<Machine>, Option<String>), String> {
     let mut machines = prices::machines();
@@ -178,7 +162,7 @@ fn machines(
         notes.push(format!("gpu_type {kind:?} is not in the price table; known are {}", prices::names()));
     }
     if let Some(card) = &job_card {
-        machines.iter_mut().filter(|machine| machine.name() == card.name()).for_each(|machine| wanted.apply(machine));
+        machines.iter_mut().filter(|machine| machine.name() == card.name()).for_each(|machine| apply(wanted, machine));
     }
     let asked = match gpu {
         None => job_card.map(|card| card.name()),
@@ -194,33 +178,14 @@ fn machines(
     Ok((machines, asked))
 }
 
-// === impl Wanted ===
-
-impl Wanted {
-    /// What `gpu_config` says, as far as it says it in a form that makes sense.
-    fn read(job_file: &Path) -> Self {
-        let request: Option<Value> = fs::read(job_file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let Some(request) = request else { return Self::default() };
-        let config = &request["input"]["gpu_config"];
-        let field = |names: [&str; 2]| names.iter().map(|name| &config[*name]).find(|value| !value.is_null());
-        let number = |names| field(names).and_then(Value::as_f64).filter(|number| *number > 0.0);
-        Self {
-            kind: field(["gpu_type", "type"]).and_then(Value::as_str).map(str::to_owned),
-            count: field(["num_gpus", "count"]).and_then(Value::as_u64),
-            memory_gb: number(["gpu_memory_gb", "memory_gb"]),
-            usd_per_hour: number(["cost_per_gpu_hour", "cost_per_hour"]),
-        }
-    }
-
-    /// The job's own price, number and memory.
-    fn apply(&self, machine: &mut Machine) {
-        machine.count = self.count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1).max(1);
-        let MachineKind::Gpu { memory_bytes, usd_per_hour, .. } = &mut machine.kind else { return };
-        *usd_per_hour = self.usd_per_hour.unwrap_or(*usd_per_hour);
-        // Sizes in gigabytes are rounded; only a card that is clearly another one counts.
-        let named = self.memory_gb.map(|gb| gb * 1e9).filter(|bytes| (bytes / *memory_bytes as f64 - 1.0).abs() > 0.1);
-        *memory_bytes = named.map_or(*memory_bytes, |bytes| bytes as u64);
-    }
+/// Gives a machine the job's own price, number and memory.
+fn apply(wanted: &GpuRequest, machine: &mut Machine) {
+    machine.count = wanted.count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1).max(1);
+    let MachineKind::Gpu { memory_bytes, usd_per_hour, .. } = &mut machine.kind else { return };
+    *usd_per_hour = wanted.usd_per_hour.unwrap_or(*usd_per_hour);
+    // Sizes in gigabytes are rounded; only a card that is clearly another one counts.
+    let named = wanted.memory_gb.map(|gb| gb * 1e9).filter(|bytes| (bytes / *memory_bytes as f64 - 1.0).abs() > 0.1);
+    *memory_bytes = named.map_or(*memory_bytes, |bytes| bytes as u64);
 }
 
 // === impl Request ===
@@ -242,13 +207,14 @@ impl Request<'_> {
             None => self.assumed(),
         };
         self.job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        if let Some(count) = self.wanted.count.filter(|count| *count > 1) {
+        if let Some(count) = self.job.gpu.count.filter(|count| *count > 1) {
             self.notes.push(format!("num_gpus is {count}: all are paid for, one computes"));
         }
         self.notes.push("memory and time of cards are computed, not measured".to_owned());
         let lora = lora::plan(&config, &self.job.parameters.lora())?;
         self.notes.extend(lora.warnings());
-        let planner = Planner::new(&config, &lora, &self.job.parameters, &facts);
+        let parameters = &self.job.parameters;
+        let planner = Planner::new(&config, &lora, parameters, &facts).as_run();
         self.answer(&planner, &model_dir)
     }
 

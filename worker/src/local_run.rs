@@ -29,12 +29,9 @@ const FILE: &str = "run.json";
 /// Held by the process that works in a folder.
 const LOCK: &str = ".lock";
 
-/// A run and what its owner was told before it began.
+/// A run of this machine.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct LocalRun {
-    pub(crate) spec: RunSpec,
-    pub(crate) warnings: Vec<String>,
-}
+pub(crate) struct LocalRun(pub(crate) RunSpec);
 
 /// How a run ended.
 pub(crate) enum Outcome {
@@ -107,30 +104,26 @@ impl LocalRun {
     /// Runs it, or goes on with it.
     pub(crate) fn carry_out(mut self, _sole: &Sole, progress: &Progress) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
-        self.spec.machine = this_machine::processor();
+        self.0.machine = this_machine::processor();
         self.note()?;
         let stop = Stop::default();
         signals::listen(&stop).context("cannot listen for signals")?;
         let clock = SystemClock::new();
         let around =
             Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(progress, &clock, &stop) };
-        let ended = run::run(&self.spec, &around);
+        let ended = run::run(&self.0, &around);
         progress.close();
-        let job_id = self.spec.job_id;
+        let job_id = self.0.job_id;
         Ok(match ended {
-            Ok(RunEnd::Finished(summary)) => {
-                let warnings = self.warnings.into_iter().chain(summary.warnings.clone()).collect();
-                let summary = Box::new(RunSummary { warnings, ..*summary });
-                Outcome::Done { job_id, summary, time: begin.elapsed() }
-            }
-            Ok(RunEnd::Paused { step, .. }) => Outcome::Paused { job_id, step, folder: self.spec.output_dir },
+            Ok(RunEnd::Finished(summary)) => Outcome::Done { job_id, summary, time: begin.elapsed() },
+            Ok(RunEnd::Paused { step, .. }) => Outcome::Paused { job_id, step, folder: self.0.output_dir },
             Err(error @ Error::DoesNotFit(_)) => Outcome::DoesNotFit(error.to_string()),
             Err(error) => Outcome::Failed(error.to_string()),
         })
     }
 
     fn note(&self) -> anyhow::Result<()> {
-        let folder = &self.spec.checkpoint_dir;
+        let folder = &self.0.checkpoint_dir;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let text = serde_json::to_vec_pretty(self)?;
         Ok(atomic::write(&folder.join(FILE), &text)?)

@@ -30,7 +30,7 @@ pub(crate) fn resume(options: &Options, terminal: MultiProgress) -> Outcome {
         Ok(run) => run,
         Err(error) => return Outcome::Refused(vec![format!("{error:#}")]),
     };
-    let progress = Progress::new(terminal).at_price(run.spec.usd_per_hour);
+    let progress = Progress::new(terminal).at_price(run.0.usd_per_hour);
     let ended = Sole::claim(&options.folder).and_then(|sole| run.carry_out(&sole, &progress));
     ended.unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
 }

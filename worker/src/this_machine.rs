@@ -38,6 +38,11 @@ pub(crate) fn processor() -> Option<Machine> {
     Some(Machine::cpu(threads, available.min(limit_of_container().unwrap_or(u64::MAX))))
 }
 
+/// NVIDIA GPUs that the driver shows; 0 without one.
+pub(crate) fn gpus() -> u64 {
+    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |entries| entries.flatten().count() as u64)
+}
+
 /// The most memory that this process had in use at any moment.
 pub(crate) fn peak_memory() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")

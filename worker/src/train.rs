@@ -16,6 +16,7 @@ use crate::{
     job::{self, JobSpec, Overrides, ParameterFlags, Problem},
     local_run::{self, LocalRun, Outcome, Sole},
     progress::Progress,
+    this_machine,
 };
 
 /// Longest job file that is read.
@@ -107,8 +108,9 @@ fn read_job_with(path: &Path, overrides: &Overrides) -> Result<JobSpec, Vec<Stri
 /// What a job names on this machine is there, or all that is missing.
 fn all_there(job: &JobSpec) -> Result<(), Vec<String>> {
     let validation = job.validation.as_ref().and_then(|dataset| dataset.check("validation_url"));
-    let missing: Vec<Problem> =
-        job.base_model.check().into_iter().chain(job.dataset.check("dataset_url")).chain(validation).collect();
+    let gpus = job.gpu.check(this_machine::gpus()).err();
+    let missing = job.base_model.check().into_iter().chain(job.dataset.check("dataset_url")).chain(validation);
+    let missing: Vec<Problem> = missing.chain(gpus).collect();
     if missing.is_empty() { Ok(()) } else { Err(described(&missing)) }
 }
 
@@ -130,7 +132,9 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
 }
 
 fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgress) -> anyhow::Result<Outcome> {
-    job.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let gpus = job.gpu.check(this_machine::gpus()).unwrap_or_default();
+    let warnings: Vec<String> = job.warnings.iter().cloned().chain(gpus).collect();
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let sole = Sole::claim(output)?;
     let (model_dir, base_model_name) = input::base_model(&job.base_model, output)?;
     let usd_per_hour = options.usd_per_hour.or(job.gpu.usd_per_hour);
@@ -149,7 +153,8 @@ fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgr
         checkpoint_dir: local_run::checkpoints(output),
         machine: None,
         usd_per_hour,
+        warnings,
         parameters: job.parameters.clone(),
     };
-    LocalRun { spec, warnings: job.warnings.clone() }.carry_out(&sole, &progress)
+    LocalRun(spec).carry_out(&sole, &progress)
 }

@@ -39,7 +39,7 @@ pub struct RunRecord<'a> {
     /// When the job was begun for the first time, in seconds since 1970.
     pub started_at: f64,
     /// Steps between two evaluations, where that is fixed.
-    pub eval_steps: Option<u64>,
+    pub eval_steps: u64,
     /// Steps between two checkpoints, where that is fixed.
     pub save_steps: Option<u64>,
     /// The adapter's folder inside the output folder, or `.` where they are one.

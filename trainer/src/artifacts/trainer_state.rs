@@ -22,7 +22,7 @@ pub struct Plan {
     /// Examples of a step.
     pub batch_size: usize,
     /// Steps between two evaluations, where that is fixed.
-    pub eval_steps: Option<u64>,
+    pub eval_steps: u64,
     /// Steps between two checkpoints, where that is fixed.
     pub save_steps: Option<u64>,
 }
@@ -85,7 +85,7 @@ pub fn trainer_state(history: &History, plan: &Plan) -> impl Serialize + use<> {
         best_model_checkpoint: None,
         epoch: epoch(summary.steps),
         // 0 and "where it suits" are one to the Trainer, which counts these from checkpoints only.
-        eval_steps: plan.eval_steps.unwrap_or(plan.steps_per_epoch),
+        eval_steps: plan.eval_steps,
         global_step: summary.steps,
         is_hyper_param_search: false,
         is_local_process_zero: true,
@@ -142,7 +142,7 @@ mod tests {
         num_train_epochs: 3,
         steps_per_epoch: 20,
         batch_size: 8,
-        eval_steps: Some(10),
+        eval_steps: 10,
         save_steps: None,
     };
 

@@ -9,8 +9,8 @@ use crate::Result;
 use crate::dataset::batches;
 use crate::dataset::facts::Document;
 use crate::dataset::packing::{Bin, Packing};
-use crate::dataset::report::Settings;
 use crate::run::Data;
+use crate::run::Parameters;
 
 /// Examples that are packed to find the largest micro-batch; a run with more of them is planned from these.
 const MOST_VISITS: usize = 400_000;
@@ -116,7 +116,8 @@ impl<'a> DataFacts<'a> {
     }
 
     /// What the run computes with when its micro-batches hold up to `capacity` tokens.
-    pub(super) fn work(&self, settings: &Settings, capacity: u32) -> Result<Work> {
+    pub(super) fn work(&self, parameters: &Parameters, capacity: u32) -> Result<Work> {
+        let settings = parameters.dataset();
         let packing = Packing { capacity, packed: settings.packing };
         let steps = settings.steps(self.training.len());
         let mut sums = Sums::default();
@@ -131,7 +132,7 @@ impl<'a> DataFacts<'a> {
         }
         let all = if sums.steps == 0 { 0.0 } else { steps.total as f64 / sums.steps as f64 };
         let scaled = |value: u64| (value as f64 * all).round() as u64;
-        let epochs = steps.total.div_ceil(steps.per_epoch.max(1));
+        let evaluations = steps.total.div_ceil(parameters.evaluation_interval(steps.per_epoch));
         Ok(Work {
             steps: steps.total,
             examples: self.training.len() as u64,
@@ -139,7 +140,7 @@ impl<'a> DataFacts<'a> {
             computed_tokens: scaled(sums.computed),
             target_tokens: scaled(sums.targets),
             micro_batches: scaled(sums.micro_batches),
-            validation_tokens: self.validation_tokens * epochs,
+            validation_tokens: self.validation_tokens * evaluations,
             largest_micro_batch: sums.largest.tokens,
             assumed: self.assumed,
             mean_document: if sums.computed == 0 { 0.0 } else { sums.squares / sums.computed as f64 },

@@ -170,6 +170,15 @@ impl<'a> Planner<'a> {
         Self { micro_batch_tokens, recompute, ..self }
     }
 
+    /// The same as [`run`](crate::run::run) does it: micro-batches are those of the settings, since their size decides the
+    /// order of sums; what is kept of the forward pass is chosen where the settings leave it open.
+    #[must_use]
+    pub fn as_run(self) -> Self {
+        let recompute = self.parameters.recompute.map(|on| if on { Recompute::Layers } else { Recompute::None });
+        let tokens = self.parameters.dataset().micro_batch_tokens;
+        self.fixed(Some(tokens), recompute)
+    }
+
     /// The fastest way to run that fits, or the smallest where none does.
     pub fn plan(&self, machine: &Machine) -> Result<Plan> {
         let capacities = self.micro_batch_tokens.map_or_else(|| self.capacities(), |tokens| vec![tokens]);
@@ -229,13 +238,12 @@ impl<'a> Planner<'a> {
 
     fn plan_among(&self, machine: &Machine, capacities: &[u32], kinds: &[Recompute]) -> Result<Plan> {
         let engine = Engine::of(machine);
-        let settings = self.parameters.dataset();
         let precision = self.parameters.precision();
         let base = self.base.sizes(self.config, &precision, &engine);
         let counts = self.base.counts(self.config, &precision, &self.trained, &engine);
         let mut plans = Vec::new();
         for &capacity in capacities {
-            let work = self.facts.work(&settings, capacity)?;
+            let work = self.facts.work(self.parameters, capacity)?;
             for &recompute in kinds {
                 plans.push(self.one(machine, &engine, base, &counts, &work, capacity, recompute));
             }

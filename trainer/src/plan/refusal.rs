@@ -10,6 +10,7 @@ use crate::Result;
 use crate::lora::TargetSet;
 use crate::optim::OptimizerKind;
 use crate::run::Parameters;
+use crate::step::Recompute;
 use crate::weights::is_routed_expert;
 
 /// A run that does not fit, and what would.
@@ -75,7 +76,7 @@ impl Planner<'_> {
 
     /// Single changes that fit; where there is none, they are made one on top of the other.
     fn changes(&self, machine: &Machine) -> Result<Vec<Suggestion>> {
-        let mut fitting = Vec::new();
+        let mut fitting: Vec<Suggestion> = self.smaller_pieces(machine)?.into_iter().collect();
         let mut all: Option<(Vec<String>, Parameters)> = None;
         for steps in self.ladders() {
             let mut last = None;
@@ -100,6 +101,19 @@ impl Planner<'_> {
             all = Some((texts, together));
         }
         Ok(fitting)
+    }
+
+    /// The same job in smaller micro-batches or with less kept of the forward pass, where a plan had no choice.
+    fn smaller_pieces(&self, machine: &Machine) -> Result<Option<Suggestion>> {
+        let free = self.clone().fixed(None, None).plan(machine)?;
+        let mut texts = Vec::new();
+        if self.micro_batch_tokens.is_some_and(|tokens| tokens != free.choice.micro_batch_tokens) {
+            texts.push(format!("micro_batch_tokens {}", free.choice.micro_batch_tokens));
+        }
+        if self.recompute.is_some_and(|kind| kind != free.choice.recompute) {
+            texts.push(format!("recompute {}", free.choice.recompute == Recompute::Layers));
+        }
+        Ok((free.fits && !texts.is_empty()).then(|| suggestion(texts.join(" with "), &free)))
     }
 
     /// The changes in the order in which they cost the user least, each from mild to strong.

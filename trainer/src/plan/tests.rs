@@ -176,23 +176,23 @@ fn what_does_not_fit_is_refused_with_what_would() {
 fn the_work_is_what_the_packing_gives() {
     let facts = DataFacts::from_lengths([1000, 1000, 3000, 500], 0.5);
     let parameters = Parameters { batch_size: 4, num_epochs: 2, ..Parameters::default() };
-    let work = facts.work(&parameters.dataset(), 4096).unwrap();
+    let work = facts.work(&parameters, 4096).unwrap();
     // 3000 + 1000, and 1000 + 500.
     assert_eq!((work.steps, work.micro_batches, work.tokens, work.largest_micro_batch), (2, 4, 11_000, 4000));
     assert!(work.accumulates && work.largest.longest == 3000 && work.largest.documents == 2);
     let unpacked = Parameters { packing: false, ..parameters };
-    let padded = facts.work(&unpacked.dataset(), 4096).unwrap();
+    let padded = facts.work(&unpacked, 4096).unwrap();
     assert!(padded.computed_tokens > padded.tokens && padded.largest.padded);
-    let cut = facts.cut(800).work(&unpacked.dataset(), 4096).unwrap();
+    let cut = facts.cut(800).work(&unpacked, 4096).unwrap();
     assert_eq!(cut.tokens, 2 * (3 * 800 + 500));
-    assert!(facts.work(&unpacked.dataset(), 2000).is_err());
+    assert!(facts.work(&unpacked, 2000).is_err());
 }
 
 #[test]
 fn assumed_lengths_have_the_mean_that_was_asked_for() {
     let facts = DataFacts::assumed(1000, 300_000, 2048);
     let parameters = Parameters { num_epochs: 1, ..Parameters::default() };
-    let work = facts.work(&parameters.dataset(), 4096).unwrap();
+    let work = facts.work(&parameters, 4096).unwrap();
     assert!((work.tokens as f64 / 300_000.0 - 1.0).abs() < 0.01 && work.assumed);
     assert_eq!(work.examples, 1000);
 }

@@ -147,7 +147,7 @@ fn tell(
         trainable_parameters: learner.adapters.parameter_count(),
         adapter_step,
         started_at: standing.started_at,
-        eval_steps: spec.parameters.eval_steps,
+        eval_steps: spec.parameters.evaluation_interval(data.report().steps.per_epoch),
         save_steps: spec.parameters.save_steps,
         adapter_folder: ADAPTER_DIR,
         written: &written,

@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::events::Event;
 use crate::lora::{self, LoraPlan};
 use crate::model::Model;
-use crate::plan::{DataFacts, Planner, gigabytes};
+use crate::plan::{DataFacts, Planner};
 use crate::proof::Digest;
 use crate::run::Data;
 use crate::step::Recompute;
@@ -65,13 +65,12 @@ fn recompute(
     watch: &mut Watch,
 ) -> Result<Recompute> {
     let parameters = &spec.parameters;
-    let asked = parameters.recompute.map(|on| if on { Recompute::Layers } else { Recompute::None });
-    let Some(machine) = &spec.machine else { return Ok(asked.unwrap_or(Recompute::Layers)) };
+    let Some(machine) = &spec.machine else {
+        return Ok(if parameters.recompute == Some(false) { Recompute::None } else { Recompute::Layers });
+    };
     let facts = DataFacts::of(data);
-    let planner = Planner::new(config, plan, parameters, &facts);
-    // The size of micro-batches decides the order of sums, so a run has the same everywhere unless its owner says otherwise.
-    let tokens = parameters.dataset().micro_batch_tokens;
-    let plan = planner.clone().fixed(Some(tokens), asked).plan(machine)?;
+    let planner = Planner::new(config, plan, parameters, &facts).as_run();
+    let plan = planner.plan(machine)?;
     watch.emit(&Event::Planned {
         machine: machine.name(),
         peak_bytes: plan.choice.peak_bytes,
@@ -80,25 +79,13 @@ fn recompute(
         tokens: plan.work.tokens,
         seconds: plan.time.step_seconds * plan.work.steps as f64,
     });
-    if plan.fits {
-        return Ok(plan.choice.recompute);
+    match planner.refusal(&plan, &[])? {
+        Some(refusal) => Err(Error::DoesNotFit(refusal.to_string())),
+        None => Ok(plan.choice.recompute),
     }
-    let free = planner.plan(machine)?;
-    if let Some(refusal) = planner.refusal(&free, &[])? {
-        return Err(Error::DoesNotFit(refusal.to_string()));
-    }
-    let (choice, layers) = (free.choice, free.choice.recompute == Recompute::Layers);
-    Err(Error::DoesNotFit(format!(
-        "the run takes {} of memory at its peak, and {} may be filled; with \"micro_batch_tokens\": {} and \"recompute\": \
-         {layers} it takes {}",
-        gigabytes(plan.choice.peak_bytes),
-        gigabytes(plan.usable_bytes),
-        choice.micro_batch_tokens,
-        gigabytes(choice.peak_bytes),
-    )))
 }
 
-/// What a checkpoint and the run that goes on from it must have in common. How often is saved and measured, and where files
+/// What a checkpoint and the run that goes on from it must have in common. How often is saved, and where files
 /// are, is none of it.
 pub(super) fn fingerprint(spec: &RunSpec, data: &Data, base: &Digest, plan: &LoraPlan) -> Result<Fingerprint> {
     let standard = Parameters::default();

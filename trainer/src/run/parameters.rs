@@ -85,8 +85,10 @@ pub struct Parameters {
     pub train_on_all_turns: bool,
     /// Share of the conversations that is kept for validation, where no validation file is given.
     pub validation_split: f64,
-    /// The validation loss is measured after so many optimiser steps; `None`: after every pass over the data.
+    /// The validation loss is measured after so many optimiser steps; `None`: after `eval_epochs`.
     pub eval_steps: Option<u64>,
+    /// The validation loss is measured after so many passes over the data.
+    pub eval_epochs: u32,
     /// Ends the run after so many evaluations without a better validation loss.
     pub early_stopping_patience: Option<u32>,
     /// A validation loss is better if it is lower by more than this.
@@ -143,6 +145,7 @@ impl Default for Parameters {
             train_on_all_turns: false,
             validation_split: 0.1,
             eval_steps: None,
+            eval_epochs: 1,
             early_stopping_patience: None,
             early_stopping_threshold: 0.0,
             load_best_at_end: None,
@@ -215,6 +218,11 @@ impl Parameters {
     /// Most tokens of a micro-batch, an example's own length excepted.
     pub fn micro_batch_tokens(&self) -> usize {
         self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS).max(self.max_seq_length)
+    }
+
+    /// Optimiser steps from one evaluation to the next; there is one more after the last step.
+    pub fn evaluation_interval(&self, steps_per_epoch: u64) -> u64 {
+        self.eval_steps.unwrap_or_else(|| steps_per_epoch.saturating_mul(u64::from(self.eval_epochs))).max(1)
     }
 
     /// Whether the adapter of the best evaluation is delivered.

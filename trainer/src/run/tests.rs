@@ -60,6 +60,7 @@ fn demo_job(folder: &Path, name: &str) -> RunSpec {
         checkpoint_dir: folder.join(name).join("checkpoints"),
         machine: None,
         usd_per_hour: None,
+        warnings: vec!["told before".into()],
         parameters,
     }
 }

@@ -209,7 +209,7 @@ impl<'a> Training<'a> {
         // A norm that is not finite is refused by the optimiser before it changes anything.
         let gradient_norm = match self.optimizer.step(&gradients, learning_rate) {
             Ok(outcome) => outcome.gradient_norm,
-            Err(error) => return Err(self.give_up(watch, &format!("step {}: {error}; {LOWER}", step + 1))),
+            Err(error) => return Err(self.give_up(watch, &format!("step {}: {error}", step + 1))),
         };
         let now = watch.now();
         time.optimizer = now - before;
@@ -256,7 +256,7 @@ impl<'a> Training<'a> {
 
     fn is_evaluation_due(&self) -> bool {
         let steps = self.standing.steps;
-        let every = self.parameters.eval_steps.unwrap_or(self.data.report().steps.per_epoch).max(1);
+        let every = self.parameters.evaluation_interval(self.data.report().steps.per_epoch);
         let is_place = steps > 0 && (steps.is_multiple_of(every) || steps == self.total);
         self.data.has_validation() && is_place && self.standing.evaluated_step != steps
     }

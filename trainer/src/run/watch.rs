@@ -45,8 +45,8 @@ impl<'a> Surroundings<'a> {
 // === impl Watch ===
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(around: &'a Surroundings<'a>) -> Self {
-        Self { around, history: History::default(), warnings: Vec::new(), saved_step: 0 }
+    pub(super) fn new(around: &'a Surroundings<'a>, warnings: Vec<String>) -> Self {
+        Self { around, history: History::default(), warnings, saved_step: 0 }
     }
 
     pub(super) fn emit(&mut self, event: &Event) {

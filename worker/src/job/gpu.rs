@@ -1,6 +1,6 @@
 //! The machine a request asks for.
 
-use super::fields::{Field, Findings, Object, shown};
+use super::fields::{Field, Findings, Object, Problem, shown};
 
 /// Most GPUs a request may name.
 const MOST_GPUS: f64 = 64.0;
@@ -24,6 +24,29 @@ pub(crate) struct GpuRequest {
     pub(crate) usd_per_hour: Option<f64>,
 }
 
+// === impl GpuRequest ===
+
+impl GpuRequest {
+    /// What is to be said of the number of GPUs on a machine that has so many; a problem where it has fewer. A machine
+    /// without any trains one job on its processor.
+    pub(crate) fn check(&self, there: u64) -> Result<Option<String>, Problem> {
+        let asked = self.count.unwrap_or(1);
+        if asked > there.max(1) {
+            let message = format!("is {asked}, and this machine has {}", count_of_gpus(there));
+            return Err(Problem::new("gpu_config.num_gpus", message));
+        }
+        Ok((asked > 1).then(|| format!("gpu_config.num_gpus is {asked}; one GPU is used")))
+    }
+}
+
+fn count_of_gpus(count: u64) -> String {
+    match count {
+        0 => "none; without gpu_config, or with 1, its processor trains".to_owned(),
+        1 => "one".to_owned(),
+        more => more.to_string(),
+    }
+}
+
 /// Reads `gpu_config`.
 pub(super) fn read(field: Option<Field<'_>>, findings: &mut Findings) -> GpuRequest {
     let object = field.and_then(|(_, value)| Object::new("gpu_config", value, findings));
@@ -35,9 +58,6 @@ pub(super) fn read(field: Option<Field<'_>>, findings: &mut Findings) -> GpuRequ
     object.finish(findings);
     let whole = |count: &f64| count.fract() == 0.0;
     let count = number(count, 1.0, MOST_GPUS, findings).filter(whole);
-    if let Some(count) = count.filter(|count| *count > 1.0) {
-        findings.warnings.push(format!("gpu_config.num_gpus is {count}; one GPU is used for a job"));
-    }
     GpuRequest {
         kind: text(kind, findings),
         count: count.map(|count| count as u64),
@@ -86,7 +106,22 @@ mod tests {
         assert_eq!((request, findings.problems.len(), findings.warnings.len()), (expected, 0, 0));
         let (request, findings) = read_value(&json!({ "type": "A100", "count": 2 }));
         assert_eq!((request.kind.as_deref(), request.count), (Some("A100"), Some(2)));
-        assert_eq!(findings.warnings, ["gpu_config.num_gpus is 2; one GPU is used for a job"]);
+        assert!(findings.warnings.is_empty());
+    }
+
+    #[test]
+    fn more_gpus_than_there_are_is_a_problem_and_more_than_one_is_told() {
+        let request = |count| GpuRequest { count, ..GpuRequest::default() };
+        assert_eq!(request(None).check(0), Ok(None));
+        assert_eq!(request(Some(1)).check(0), Ok(None));
+        assert_eq!(request(Some(2)).check(4), Ok(Some("gpu_config.num_gpus is 2; one GPU is used".into())));
+        for (asked, there) in [(2, 0), (2, 1), (5, 4)] {
+            let problem = request(Some(asked)).check(there).unwrap_err().to_string();
+            assert!(
+                problem.starts_with(&format!("gpu_config.num_gpus: is {asked}, and this machine has ")),
+                "{problem}"
+            );
+        }
     }
 
     #[test]

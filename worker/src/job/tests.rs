@@ -79,7 +79,7 @@ fn every_parameter_reaches_the_run() {
         "adapter_dtype": "f32", "max_seq_length": 512, "packing": false, "train_on_prompt": true, "train_on_all_turns": true,
         "validation_split": 0.25, "seed": 9, "gradient_accumulation_steps": 2, "micro_batch_tokens": 1024, "recompute": true,
         "adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-6, "loraplus_lr_ratio": 16.0, "neftune_noise_alpha": 5.0,
-        "init_adapter": "adapters/one", "eval_steps": 5, "early_stopping_patience": 3, "early_stopping_threshold": 0.01,
+        "init_adapter": "adapters/one", "eval_steps": 5, "eval_epochs": 2, "early_stopping_patience": 3, "early_stopping_threshold": 0.01,
         "load_best_at_end": true, "max_loss_growth": 2.0, "save_steps": 50, "save_minutes": 2.5, "keep_checkpoints": 5
     }"#).unwrap();
     let parameters = job(&with(given.clone())).parameters;

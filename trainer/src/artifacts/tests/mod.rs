@@ -258,7 +258,7 @@ impl Job {
             trainable_parameters: 21_800_000,
             adapter_step: 60,
             started_at: 1_700_000_000.0,
-            eval_steps: Some(10),
+            eval_steps: 10,
             save_steps: None,
             adapter_folder: &self.adapter_folder,
             written: &self.written,

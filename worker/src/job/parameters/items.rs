@@ -36,7 +36,7 @@ pub(super) const ITEMS: &[Item] = &[
     Item {
         names: &["micro_batch_tokens"],
         accepts: Integer(16, 16_777_216),
-        default: Some("planned"),
+        default: Some("4096"),
         meaning: "Most tokens that go through the model at once, where no single example is longer. It changes time and memory, and \
                   the result only by rounding.",
     },
@@ -126,9 +126,14 @@ pub(super) const ITEMS: &[Item] = &[
     Item {
         names: &["eval_steps"],
         accepts: Integer(1, 100_000_000),
-        default: Some("after every pass over the data"),
+        default: Some("by `eval_epochs`"),
         meaning: "The validation loss is measured after so many optimiser steps, and at the end.",
     },
+    item(
+        &["eval_epochs"],
+        Integer(1, 1000),
+        "The validation loss is measured after so many passes over the data, and at the end; `eval_steps` outranks it.",
+    ),
     Item {
         names: &["early_stopping_patience"],
         accepts: Integer(1, 1000),

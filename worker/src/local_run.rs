@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use brightrun_trainer::{
     Error,
     artifacts::{atomic, result::RESULT_FILE},
+    events::{Event, EventSink},
     run::{self, RunEnd, RunSpec, RunSummary, Surroundings},
     stop::Stop,
 };
@@ -98,19 +99,34 @@ impl LocalRun {
         }
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let why = || format!("{} is no note of a run of this version; run its job again", path.display());
-        serde_json::from_slice(&bytes).with_context(why)
+        let Self(mut spec) = serde_json::from_slice(&bytes).with_context(why)?;
+        // The folder may have been moved, or be another machine's view of the same volume.
+        let folder = std::path::absolute(folder).with_context(|| format!("{}", folder.display()))?;
+        let moved = |path: &Path| match path.strip_prefix(&spec.output_dir) {
+            Ok(rest) => folder.join(rest),
+            Err(_) => path.to_owned(),
+        };
+        let validation_dataset = spec.validation_dataset.as_deref().map(moved);
+        let (model_dir, dataset) = (moved(&spec.model_dir), moved(&spec.dataset));
+        spec = RunSpec { model_dir, dataset, validation_dataset, checkpoint_dir: checkpoints(&folder), ..spec };
+        Ok(Self(RunSpec { output_dir: folder, ..spec }))
     }
 
     /// Runs it, or goes on with it.
     pub(crate) fn carry_out(mut self, _sole: &Sole, progress: &Progress) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
         self.0.machine = this_machine::processor();
-        self.note()?;
+        let note = self.0.checkpoint_dir.join(FILE);
+        // Another run's note stays until it is clear that this one may take its place.
+        if !note.exists() {
+            self.note(&note)?;
+        }
         let stop = Stop::default();
         signals::listen(&stop).context("cannot listen for signals")?;
         let clock = SystemClock::new();
+        let sink = NotingSink { run: &self, note: &note, next: progress };
         let around =
-            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(progress, &clock, &stop) };
+            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(&sink, &clock, &stop) };
         let ended = run::run(&self.0, &around);
         progress.close();
         let job_id = self.0.job_id;
@@ -122,11 +138,28 @@ impl LocalRun {
         })
     }
 
-    fn note(&self) -> anyhow::Result<()> {
+    fn note(&self, path: &Path) -> anyhow::Result<()> {
         let folder = &self.0.checkpoint_dir;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let text = serde_json::to_vec_pretty(self)?;
-        Ok(atomic::write(&folder.join(FILE), &text)?)
+        Ok(atomic::write(path, &serde_json::to_vec_pretty(self)?)?)
+    }
+}
+
+/// Hands events on, and notes the run as soon as its checkpoints are known to be its own.
+struct NotingSink<'a> {
+    run: &'a LocalRun,
+    note: &'a Path,
+    next: &'a Progress,
+}
+
+impl EventSink for NotingSink<'_> {
+    fn emit(&self, event: &Event) {
+        if matches!(event, Event::Started { .. })
+            && let Err(error) = self.run.note(self.note)
+        {
+            tracing::warn!("should the run be interrupted, brightrun resume will not know it: {error:#}");
+        }
+        self.next.emit(event);
     }
 }
 

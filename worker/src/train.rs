@@ -135,6 +135,9 @@ fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgr
     let gpus = job.gpu.check(this_machine::gpus()).unwrap_or_default();
     let warnings: Vec<String> = job.warnings.iter().cloned().chain(gpus).collect();
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    // Whoever goes on with the run may stand elsewhere.
+    let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("{}", path.display()));
+    let (output, cache) = (&*absolute(output)?, absolute(&options.cache)?);
     let sole = Sole::claim(output)?;
     let (model_dir, base_model_name) = input::base_model(&job.base_model, output)?;
     let usd_per_hour = options.usd_per_hour.or(job.gpu.usd_per_hour);
@@ -143,13 +146,13 @@ fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgr
     let validation = job.validation.as_ref().map(|dataset| file(dataset, "validation"));
     let spec = RunSpec {
         job_id: job.job_id.clone(),
-        model_dir,
+        model_dir: absolute(&model_dir)?,
         base_model_name,
         base_model_asked: None,
-        dataset: file(&job.dataset, "dataset")?,
-        validation_dataset: validation.transpose()?,
+        dataset: absolute(&file(&job.dataset, "dataset")?)?,
+        validation_dataset: validation.transpose()?.as_deref().map(absolute).transpose()?,
         output_dir: output.to_owned(),
-        cache_dir: options.cache.clone(),
+        cache_dir: cache,
         checkpoint_dir: local_run::checkpoints(output),
         machine: None,
         usd_per_hour,

@@ -186,6 +186,7 @@ impl Parameters {
             beta2: self.adam_beta2,
             epsilon: self.adam_epsilon,
             weight_decay: self.weight_decay,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
             max_gradient_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
             unhit_experts: self.unhit_experts,
         }

@@ -47,7 +47,7 @@ pub struct Parameters {
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 switches clipping off.
     pub max_grad_norm: f64,
-    /// The learning rate of `B` over that of `A` (LoRA+).
+    /// The learning rate of every `B` over that of `A`, which is `learning_rate` (LoRA+).
     pub loraplus_lr_ratio: f64,
     /// Noise on the embeddings while training (NEFTune); 0 for none.
     pub neftune_noise_alpha: f64,

@@ -37,7 +37,7 @@ fn gradients_of(adapters: &Adapters, step: u64) -> Gradients {
     Gradients::given(
         adapters,
         |parameter, value| Some(gradient(parameter, value)),
-        |expert| (expert as u64 / 2 + step) % 2 == 0,
+        |expert| (expert as u64 / 2 + step).is_multiple_of(2),
     )
 }
 

@@ -110,12 +110,13 @@ struct Learner {
 // === impl Learner ===
 
 impl Learner {
-    fn new(dir: &Path, kind: OptimizerKind) -> Self {
+    fn new(dir: &Path, kind: OptimizerKind, loraplus_lr_ratio: f64) -> Self {
         let toy = Toy::write(dir, &Shape::tiny(Family::Qwen3Next), 1).unwrap();
         let plan = toy.plan(toy.every_linear()).unwrap();
         let adapters = Adapters::new(&toy.config, &plan, 5).unwrap();
         let model = toy.model(&adapters).unwrap();
-        let optimizer = Optimizer::new(&adapters, OptimizerOptions { kind, ..OptimizerOptions::default() });
+        let options = OptimizerOptions { kind, loraplus_lr_ratio, ..OptimizerOptions::default() };
+        let optimizer = Optimizer::new(&adapters, options);
         Self { toy, adapters, model, optimizer }
     }
 
@@ -135,10 +136,11 @@ impl Learner {
 
 #[test]
 fn what_goes_on_from_a_checkpoint_has_the_bits_of_what_never_stopped() {
-    for kind in [OptimizerKind::AdamW, OptimizerKind::AdamW8bit] {
+    let kinds = [OptimizerKind::AdamW, OptimizerKind::AdamW8bit];
+    for (kind, ratio) in kinds.into_iter().flat_map(|kind| [(kind, 1.0), (kind, 16.0)]) {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("checkpoints");
-        let mut first = Learner::new(folder.path(), kind);
+        let mut first = Learner::new(folder.path(), kind, ratio);
         (1..=4).for_each(|step| first.step(step));
         let captured = Captured::take(4, &first.adapters, &first.optimizer, &"four", b"").unwrap();
         let mut checkpoints = open(&dir);
@@ -146,15 +148,15 @@ fn what_goes_on_from_a_checkpoint_has_the_bits_of_what_never_stopped() {
         // What is captured is a copy: the run goes on while it is written.
         (5..=7).for_each(|step| first.step(step));
         assert!(checkpoints.finish().iter().all(Result::is_ok));
-        let mut second = Learner::new(folder.path(), kind);
+        let mut second = Learner::new(folder.path(), kind, ratio);
         let checkpoint = latest(&dir).unwrap();
         checkpoint.restore(&second.adapters, &mut second.optimizer).unwrap();
         (5..=7).for_each(|step| second.step(step));
-        assert!(first.bits() == second.bits(), "{kind:?}");
+        assert!(first.bits() == second.bits(), "{kind:?} {ratio}");
         // The optimiser's state is part of it: the adapter alone goes elsewhere.
-        let mut third = Learner::new(folder.path(), kind);
+        let mut third = Learner::new(folder.path(), kind, ratio);
         checkpoint.restore_adapters(&third.adapters).unwrap();
         (5..=7).for_each(|step| third.step(step));
-        assert!(first.bits() != third.bits(), "{kind:?}");
+        assert!(first.bits() != third.bits(), "{kind:?} {ratio}");
     }
 }

@@ -2,6 +2,7 @@
 //! all its routed experts.
 
 mod inspect;
+mod matrices;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use crate::config::ModelConfig;
 use crate::lora::{Adapter, AdapterTensors, LoraPlan, Matrix, ModuleLora};
 use crate::weights::{ExpertPath, PROJECTIONS};
 use crate::{Error, Result};
+
+pub use matrices::{Factor, MatrixPlace};
 
 /// LoRA of one linear.
 #[derive(Debug, Clone)]
@@ -51,6 +54,8 @@ pub struct Parameter {
     pub name: String,
     /// The path of the module, as in the base model's tensor names; for routed experts that of the list of experts.
     pub path: String,
+    /// Which matrix of a pair it is; none for routed experts, whose parameter has both matrices of all their pairs.
+    pub factor: Option<Factor>,
     /// For routed experts, where each expert's values are.
     pub experts: Option<Arc<ExpertLoraLayout>>,
 }
@@ -198,10 +203,11 @@ impl Adapters {
     /// Every trainable tensor, in a fixed order.
     pub fn parameters(&self) -> Vec<Parameter> {
         let dense = self.dense.iter().flat_map(|(path, adapter)| {
-            [(&adapter.a, "lora_A"), (&adapter.b, "lora_B")].map(|(var, matrix)| Parameter {
+            [(&adapter.a, Factor::A), (&adapter.b, Factor::B)].map(|(var, factor)| Parameter {
                 var: var.clone(),
-                name: format!("{path}.{matrix}"),
+                name: format!("{path}.{}", factor.name()),
                 path: path.clone(),
+                factor: Some(factor),
                 experts: None,
             })
         });
@@ -209,6 +215,7 @@ impl Adapters {
             var: adapter.values.clone(),
             name: format!("{path}.lora"),
             path: path.clone(),
+            factor: None,
             experts: Some(adapter.layout.clone()),
         });
         dense.chain(experts).collect()

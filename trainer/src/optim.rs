@@ -3,8 +3,13 @@
 //! A routed expert without a row in any micro-batch of the step is by default left alone, moments and all
 //! ([`UnhitExperts::Skip`], what PEFT does when each expert is a module of its own); [`UnhitExperts::Zero`] gives it a
 //! zero gradient, so that its momentum moves it on (what fused experts do).
+//!
+//! With LoRA+ (`loraplus_lr_ratio`, what PEFT's `create_loraplus_optimizer` does) every `B` has a learning rate of its own,
+//! that of `A` times the ratio. Weight decay is decoupled and goes by the learning rate, so a `B` decays by its own.
 
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -13,7 +18,7 @@ use brightrun_kernels::grad_norm::{clip_factor, sum_of_squares};
 use brightrun_kernels::op::{update_in_place, with_slice};
 use serde::{Deserialize, Serialize};
 
-use crate::adapters::{Adapters, Parameter};
+use crate::adapters::{Adapters, Factor, MatrixPlace, Parameter};
 use crate::step::Gradients;
 use crate::{Error, Result};
 
@@ -54,6 +59,8 @@ pub struct OptimizerOptions {
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// The learning rate of every `B` over that of every `A` (LoRA+).
+    pub loraplus_lr_ratio: f64,
     /// Gradients are scaled down to this global norm; `None` leaves them.
     pub max_gradient_norm: Option<f64>,
     /// What happens to a routed expert that had no row.
@@ -68,16 +75,21 @@ impl Default for OptimizerOptions {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.0,
+            loraplus_lr_ratio: 1.0,
             max_gradient_norm: Some(1.0),
             unhit_experts: UnhitExperts::Skip,
         }
     }
 }
 
-/// The moments of one matrix pair or one expert, and how often they were updated.
+/// The moments of values that are updated together, and how often they were.
 #[derive(Debug)]
 struct Segment {
     range: Range<usize>,
+    /// The number of the routed expert they belong to, if they belong to one.
+    expert: Option<usize>,
+    /// Times the learning rate of the step.
+    rate: f64,
     moments: Moments,
     updates: u64,
 }
@@ -96,10 +108,31 @@ pub struct StepOutcome {
     pub gradient_norm: f64,
 }
 
-fn ranges(parameter: &Parameter) -> Vec<Range<usize>> {
-    match &parameter.experts {
-        Some(layout) => (0..layout.experts()).map(|expert| layout.range(expert)).collect(),
-        None => std::iter::once(0..parameter.var.elem_count()).collect(),
+// === impl Segment ===
+
+impl Segment {
+    /// Those of a parameter.
+    ///
+    /// All matrices of a routed expert are one segment as long as they have one learning rate. With LoRA+ each is its own, as
+    /// it is in PEFT; so no block of 8-bit moments has a share in both an `A` and a `B`, and 32-bit moments are where they were.
+    fn all(parameter: &Parameter, options: &OptimizerOptions) -> Vec<Self> {
+        let new = |range: Range<usize>, expert, rate| {
+            let moments = match options.kind {
+                OptimizerKind::AdamW => Moments::full(range.len()),
+                OptimizerKind::AdamW8bit => Moments::blockwise(range.len()),
+            };
+            Self { range, expert, rate, moments, updates: 0 }
+        };
+        if let Some(layout) = &parameter.experts
+            && options.loraplus_lr_ratio == 1.0
+        {
+            return (0..layout.experts()).map(|expert| new(layout.range(expert), Some(expert), 1.0)).collect();
+        }
+        let matrix = |MatrixPlace { expert, factor, range }| {
+            let rate = if factor == Factor::B { options.loraplus_lr_ratio } else { 1.0 };
+            new(range, expert, rate)
+        };
+        parameter.matrices().into_iter().map(matrix).collect()
     }
 }
 
@@ -108,18 +141,11 @@ fn ranges(parameter: &Parameter) -> Vec<Range<usize>> {
 impl Optimizer {
     /// With empty moments.
     pub fn new(adapters: &Adapters, options: OptimizerOptions) -> Self {
-        let segment = |range: Range<usize>| {
-            let moments = match options.kind {
-                OptimizerKind::AdamW => Moments::full(range.len()),
-                OptimizerKind::AdamW8bit => Moments::blockwise(range.len()),
-            };
-            Segment { range, moments, updates: 0 }
-        };
-        let segments = adapters.parameters().iter().map(|p| ranges(p).into_iter().map(segment).collect()).collect();
+        let segments = adapters.parameters().iter().map(|parameter| Segment::all(parameter, &options)).collect();
         Self { options, segments }
     }
 
-    /// Clips the gradients and updates every parameter.
+    /// Clips the gradients and updates every parameter. The learning rate is that of every `A`.
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<StepOutcome> {
         let mut squares = 0.0;
         for (_, gradient, _) in gradients.iter() {
@@ -146,11 +172,13 @@ impl Optimizer {
             let skip = self.options.unhit_experts == UnhitExperts::Skip;
             with_slice(gradient, |gradient| {
                 update_in_place(parameter.var.as_tensor(), |values| {
-                    for (index, segment) in segments.iter_mut().enumerate() {
-                        if segment.range.is_empty() || (skip && hits.get(index) == Some(&false)) {
+                    for segment in segments.iter_mut() {
+                        let idle = segment.expert.is_some_and(|expert| hits.get(expert) == Some(&false));
+                        if segment.range.is_empty() || (skip && idle) {
                             continue;
                         }
                         segment.updates += 1;
+                        let hyper = Hyper { learning_rate: learning_rate * segment.rate, ..hyper };
                         let range = segment.range.clone();
                         let (values, gradient) = (&mut values[range.clone()], &gradient[range]);
                         adamw::step(values, gradient, &mut segment.moments, segment.updates, scale, &hyper)?;

@@ -53,11 +53,12 @@ fn contents(record: &RunRecord) -> Result<Vec<(&'static str, Vec<u8>)>> {
         eval_steps: record.eval_steps,
         save_steps: record.save_steps,
     };
+    let evaluates = record.dataset.split.validation.examples > 0;
     Ok(vec![
         (history::METRICS_FILE, record.history.to_bytes()?),
         (tensorboard::EVENTS_FILE, tensorboard::events_file(record.history, record.started_at)),
         (trainer_state::STATE_FILE, json(&trainer_state::trainer_state(record.history, &plan))?),
-        (training_args::ARGS_FILE, json(&training_args::training_args(record.parameters)?)?),
+        (training_args::ARGS_FILE, json(&training_args::training_args(record.parameters, evaluates)?)?),
         (loss_curve::SVG_FILE, curve.svg().into_bytes()),
         (loss_curve::PNG_FILE, curve.png()?),
         (model_card::CARD_FILE, model_card::model_card(record)?.into_bytes()),

@@ -214,29 +214,20 @@ impl Optimizer {
 
 #[cfg(test)]
 mod tests {
-    use brightrun_kernels::adamw::{self, Hyper};
-
     use super::*;
     use crate::checkpoint::tests::Subject;
+    use crate::step::Gradients;
 
     const KINDS: [OptimizerKind; 2] = [OptimizerKind::AdamW, OptimizerKind::AdamW8bit];
 
-    /// A step in which every third segment has no gradient, another third each time.
+    /// A step in which every third parameter has no gradient and every third expert no row, another third each time.
     fn step(subject: &mut Subject, number: usize) {
-        let hyper = Hyper { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
-        for (parameter, segments) in subject.adapters.parameters().iter().zip(&mut subject.optimizer.segments) {
-            let mut values = parameter.values().unwrap();
-            for (index, segment) in segments.iter_mut().enumerate() {
-                if segment.range.is_empty() || (index + number).is_multiple_of(3) {
-                    continue;
-                }
-                segment.updates += 1;
-                let gradient: Vec<f32> = segment.range.clone().map(|at| ((at * 7 + number) as f32).sin()).collect();
-                let values = &mut values[segment.range.clone()];
-                adamw::step(values, &gradient, &mut segment.moments, segment.updates, 0.5, &hyper).unwrap();
-            }
-            parameter.set_values(&values).unwrap();
-        }
+        let gradient = |parameter: usize, at: usize| {
+            let idle = (parameter + number).is_multiple_of(3);
+            (!idle).then_some(((at * 7 + number) as f32).sin())
+        };
+        let gradients = Gradients::given(&subject.adapters, gradient, |expert| !(expert + number).is_multiple_of(3));
+        subject.optimizer.step(&gradients, 1e-2).unwrap();
     }
 
     /// Counts, moments and parameters.
@@ -248,10 +239,11 @@ mod tests {
 
     #[test]
     fn all_parts_together_are_the_state() {
-        for kind in KINDS {
-            let mut first = Subject::new(kind);
+        for (kind, ratio) in KINDS.into_iter().flat_map(|kind| [(kind, 1.0), (kind, 16.0)]) {
+            let new = || Subject::with_ratio(kind, ratio);
+            let mut first = new();
             (0..5).for_each(|number| step(&mut first, number));
-            let mut second = Subject::new(kind);
+            let mut second = new();
             for (index, parameter) in first.adapters.parameters().iter().enumerate() {
                 second.adapters.parameters()[index].set_values(&parameter.values().unwrap()).unwrap();
                 for &part in first.optimizer.parts() {
@@ -260,11 +252,11 @@ mod tests {
                     second.optimizer.set_part(index, part, &values).unwrap();
                 }
             }
-            assert_eq!(all(&first), all(&second), "{kind:?}");
+            assert_eq!(all(&first), all(&second), "{kind:?} {ratio}");
             (5..8).for_each(|number| step(&mut first, number));
-            assert_ne!(all(&first), all(&second), "{kind:?}");
+            assert_ne!(all(&first), all(&second), "{kind:?} {ratio}");
             (5..8).for_each(|number| step(&mut second, number));
-            assert_eq!(all(&first), all(&second), "{kind:?}");
+            assert_eq!(all(&first), all(&second), "{kind:?} {ratio}");
         }
     }
 

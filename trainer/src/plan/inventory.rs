@@ -11,7 +11,7 @@ use crate::config::{CheckpointFormat, ModelConfig};
 use crate::lora::{AdapterDtype, Dialect, LoraPlan, ModuleLora};
 use crate::optim::OptimizerKind;
 use crate::run::Parameters;
-use crate::weights::{BasePrecision, TensorKind, expected_tensors, is_routed_expert};
+use crate::weights::{BasePrecision, ExpertPath, TensorKind, expected_tensors, is_routed_expert};
 
 /// What a part of the model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -240,7 +240,7 @@ impl Trained {
             by_kind,
             linears: plan.modules.len() as u64,
             file_bytes: file_bytes(plan, parameters),
-            moments: moment_bytes(plan, parameters.optimizer),
+            moments: moment_bytes(plan, parameters),
         }
     }
 }
@@ -269,11 +269,25 @@ fn file_bytes(plan: &LoraPlan, parameters: &Parameters) -> u64 {
     plan.modules.iter().map(bytes).sum()
 }
 
-/// The moments of both kinds of optimiser: two `f32` a value, or two bytes and two scales for 256 of them.
-fn moment_bytes(plan: &LoraPlan, kind: OptimizerKind) -> u64 {
-    let of = |values: u64| match kind {
-        OptimizerKind::AdamW => 8 * values,
-        OptimizerKind::AdamW8bit => 2 * values + 8 * values.div_ceil(MOMENT_BLOCK as u64),
-    };
-    plan.modules.iter().map(|module| of(trainable(module))).sum()
+/// The moments of both kinds of optimiser: two `f32` a value, or two bytes and two scales for 256 of them. The 8-bit blocks
+/// begin anew with every matrix; with every routed expert as long as all its matrices have one learning rate.
+fn moment_bytes(plan: &LoraPlan, parameters: &Parameters) -> u64 {
+    let values: u64 = plan.modules.iter().map(trainable).sum();
+    if parameters.optimizer == OptimizerKind::AdamW {
+        return 8 * values;
+    }
+    let blocks_of = |values: usize| values.div_ceil(MOMENT_BLOCK) as u64;
+    let mut blocks = 0;
+    let mut experts = HashMap::<(&str, usize), usize>::new();
+    for module in &plan.modules {
+        let (a, b) = (module.rank * module.inputs, module.outputs * module.rank);
+        match ExpertPath::parse(&module.path) {
+            Some(place) if parameters.loraplus_lr_ratio == 1.0 => {
+                *experts.entry((place.list, place.expert)).or_default() += a + b;
+            }
+            _ => blocks += blocks_of(a) + blocks_of(b),
+        }
+    }
+    blocks += experts.into_values().map(blocks_of).sum::<u64>();
+    2 * values + 8 * blocks
 }

@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use super::*;
+use crate::adapters::Adapters;
 use crate::lora::TargetSet;
-use crate::optim::OptimizerKind;
+use crate::optim::{Optimizer, OptimizerKind, StatePart};
 use crate::run::PrecisionKind;
 
 /// Qwen3-Next-80B-A3B as published.
@@ -84,6 +85,40 @@ fn the_base_and_all_experts_are_as_large_as_published() {
     let small = Parameters { optimizer: OptimizerKind::AdamW8bit, ..all };
     let eight = planned(&small, 2048, |p| p.plan(&gpu("H100", 80, 4.0)).unwrap()).memory.optimizer;
     assert!((eight as f64 / plan.memory.optimizer as f64 - (2.0 + 8.0 / 256.0) / 8.0).abs() < 1e-3);
+}
+
+/// What a plan says of the moments is what the optimiser makes, to the byte; its counts of updates are not in it.
+#[test]
+fn moments_take_what_the_optimiser_takes() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/qwen3_moe_s1/base");
+    let config = ModelConfig::read(&base).unwrap();
+    let facts = DataFacts::from_lengths([64; 4], 1.0);
+    let mut seen = Vec::new();
+    for optimizer in [OptimizerKind::AdamW, OptimizerKind::AdamW8bit] {
+        for loraplus_lr_ratio in [1.0, 16.0] {
+            let parameters = Parameters {
+                optimizer,
+                loraplus_lr_ratio,
+                targets: TargetSet::All,
+                expert_rank: Some(3),
+                ..Parameters::default()
+            };
+            let plan = lora::plan(&config, &parameters.lora()).unwrap();
+            let adapters = Adapters::new(&config, &plan, 1).unwrap();
+            let made = Optimizer::new(&adapters, parameters.optimizer());
+            let part = |parameter, part: &StatePart| match made.part_layout(parameter, *part) {
+                (_, _) if *part == StatePart::Updates => 0,
+                (dtype, count) => (dtype.bitsize() / 8 * count) as u64,
+            };
+            let parts = |parameter| made.parts().iter().map(|it| part(parameter, it)).sum::<u64>();
+            let expected: u64 = (0..adapters.parameters().len()).map(parts).sum();
+            let planned = Planner::new(&config, &plan, &parameters, &facts);
+            assert_eq!(planned.plan(&Machine::cpu(2, 64 * GIB)).unwrap().memory.optimizer, expected, "{parameters:?}");
+            seen.push(expected);
+        }
+    }
+    // The ratio makes more blocks of 8 bits, and nothing else larger.
+    assert!(seen[0] == seen[1] && seen[2] < seen[3] && seen[3] < seen[0] / 3, "{seen:?}");
 }
 
 /// GFLOP a token with full recompute, and without, from the limits computed for this model.

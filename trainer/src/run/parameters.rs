@@ -47,7 +47,7 @@ pub struct Parameters {
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm; 0 switches clipping off.
     pub max_grad_norm: f64,
-    /// The learning rate of `B` over that of `A` (LoRA+).
+    /// The learning rate of every `B` over that of `A`, which is `learning_rate` (LoRA+).
     pub loraplus_lr_ratio: f64,
     /// Noise on the embeddings while training (NEFTune); 0 for none.
     pub neftune_noise_alpha: f64,
@@ -189,6 +189,7 @@ impl Parameters {
             beta2: self.adam_beta2,
             epsilon: self.adam_epsilon,
             weight_decay: self.weight_decay,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
             max_gradient_norm: (self.max_grad_norm > 0.0).then_some(self.max_grad_norm),
             unhit_experts: self.unhit_experts,
         }

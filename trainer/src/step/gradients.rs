@@ -70,3 +70,25 @@ impl Gradients {
         }
     }
 }
+
+#[cfg(test)]
+impl Gradients {
+    /// By the numbers of a parameter and of a value in it: its gradient, none where the first value has none; and which
+    /// experts had a row.
+    pub(crate) fn given(
+        adapters: &Adapters,
+        gradient: impl Fn(usize, usize) -> Option<f32>,
+        hit: impl Fn(usize) -> bool,
+    ) -> Self {
+        let mut all = Self::new(adapters);
+        for (index, (parameter, value)) in all.parameters.iter().zip(&mut all.values).enumerate() {
+            let values: Option<Vec<f32>> = (0..parameter.var.elem_count()).map(|at| gradient(index, at)).collect();
+            *value =
+                values.map(|values| Tensor::from_vec(values, parameter.var.shape(), parameter.var.device()).unwrap());
+        }
+        for hits in &mut all.hits {
+            hits.iter_mut().enumerate().for_each(|(expert, own)| *own = hit(expert));
+        }
+        all
+    }
+}

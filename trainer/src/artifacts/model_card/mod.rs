@@ -3,6 +3,8 @@
 mod escape;
 mod loading;
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::{
@@ -18,17 +20,28 @@ use escape::{markdown, quoted};
 /// The name of the file in a job's output folder.
 pub const CARD_FILE: &str = "README.md";
 
-/// The settings in the card: the name of the parameter, in words.
+/// The settings in the card: the name of the parameter, in words. When and how often is saved is none of them.
 const SETTINGS: &[(&str, &str)] = &[
     ("learning_rate", "peak learning rate"),
     ("schedule", "schedule"),
     ("warmup", "warm-up"),
-    ("batch_size", "examples per step"),
+    ("batch_size", "examples of a batch"),
+    ("gradient_accumulation_steps", "batches per step"),
+    ("micro_batch_tokens", "tokens of a micro-batch"),
+    ("recompute", "layers computed again for the backward pass"),
     ("num_epochs", "epochs"),
     ("max_steps", "limit of steps"),
     ("optimizer", "optimiser"),
+    ("adam_beta1", "decay of its first moment"),
+    ("adam_beta2", "decay of its second moment"),
+    ("adam_epsilon", "its epsilon"),
     ("weight_decay", "weight decay"),
     ("max_grad_norm", "gradients clipped to norm"),
+    ("loraplus_lr_ratio", "learning rate of B over that of A (LoRA+)"),
+    ("neftune_noise_alpha", "alpha of the noise on embeddings (NEFTune), 0 for none"),
+    ("router_aux_loss", "load-balancing loss of the routers"),
+    ("unhit_experts", "experts without a token in a step"),
+    ("init_adapter", "begun from the adapter"),
     ("lora_rank", "LoRA rank"),
     ("lora_alpha", "LoRA alpha"),
     ("lora_dropout", "LoRA dropout"),
@@ -43,6 +56,11 @@ const SETTINGS: &[(&str, &str)] = &[
     ("train_on_prompt", "prompts are learnt too"),
     ("train_on_all_turns", "all assistant turns are learnt"),
     ("validation_split", "share kept for validation"),
+    ("eval_steps", "steps between evaluations"),
+    ("early_stopping_patience", "evaluations without a better one that end it"),
+    ("early_stopping_threshold", "better is lower by more than"),
+    ("load_best_at_end", "the best adapter instead of the last"),
+    ("max_loss_growth", "growth of the loss that ends it, 0 for none"),
     ("seed", "seed"),
 ];
 
@@ -198,6 +216,10 @@ fn settings(record: &RunRecord) -> Result<String> {
     let row = |(name, label): &(&'static str, &'static str)| {
         let shown = match parameters.get(name)? {
             Value::Null => return None,
+            // The folders above it are a matter of the machine.
+            Value::String(path) if *name == "init_adapter" => {
+                markdown(&Path::new(path).file_name().unwrap_or_default().to_string_lossy())
+            }
             Value::String(text) => markdown(text),
             Value::Bool(flag) => if *flag { "yes" } else { "no" }.to_owned(),
             Value::Number(number) => number.to_string(),

@@ -31,6 +31,23 @@ fn the_hub_finds_what_it_looks_for() {
 }
 
 #[test]
+fn every_parameter_that_shapes_the_adapter_is_in_the_card() {
+    let saving = ["save_steps", "save_minutes", "keep_checkpoints"];
+    let mut shown: Vec<&str> = SETTINGS.iter().map(|(name, _)| *name).chain(saving).collect();
+    shown.sort_unstable();
+    let Value::Object(parameters) = serde_json::to_value(crate::run::Parameters::default()).unwrap() else { panic!() };
+    let mut expected: Vec<&str> = parameters.keys().map(String::as_str).collect();
+    expected.sort_unstable();
+    assert_eq!(shown, expected);
+    let mut job = Job::new();
+    job.parameters.loraplus_lr_ratio = 16.0;
+    job.parameters.init_adapter = Some("/jobs/a private folder/earlier_adapter".into());
+    let card = card(&job);
+    assert!(card.contains("| learning rate of B over that of A (LoRA+) | 16.0 |"), "{card}");
+    assert!(card.contains("| begun from the adapter | earlier") && !card.contains("private"), "{card}");
+}
+
+#[test]
 fn what_is_not_known_is_not_said() {
     let mut job = Job::new();
     job.base.license = None;

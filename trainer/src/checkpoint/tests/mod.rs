@@ -37,6 +37,11 @@ struct Progress {
 
 impl Subject {
     pub(crate) fn new(kind: OptimizerKind) -> Self {
+        Self::with_ratio(kind, 1.0)
+    }
+
+    /// With another learning rate for every `B`.
+    pub(crate) fn with_ratio(kind: OptimizerKind, loraplus_lr_ratio: f64) -> Self {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/qwen3_moe_s1/base");
         let config = ModelConfig::read(&base).unwrap();
         let names = ["self_attn.k_proj", "mlp.experts.0.gate_proj", "mlp.experts.3.down_proj"];
@@ -44,7 +49,8 @@ impl Subject {
         let options =
             LoraOptions { rank: 3, alpha: 6.0, dropout: 0.0, use_rslora: false, targets, expert_rank: Some(2) };
         let adapters = Adapters::new(&config, &plan(&config, &options).unwrap(), 5).unwrap();
-        let optimizer = Optimizer::new(&adapters, OptimizerOptions { kind, ..OptimizerOptions::default() });
+        let options = OptimizerOptions { kind, loraplus_lr_ratio, ..OptimizerOptions::default() };
+        let optimizer = Optimizer::new(&adapters, options);
         Self { adapters, optimizer }
     }
 

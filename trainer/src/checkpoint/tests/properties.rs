@@ -8,9 +8,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_bits_come_back(seed in any::<u32>(), eight_bits: bool, metrics: Vec<u8>, losses: Vec<f64>) {
+    fn any_bits_come_back(seed in any::<u32>(), eight_bits: bool, plus: bool, metrics: Vec<u8>, losses: Vec<f64>) {
         let kind = if eight_bits { OptimizerKind::AdamW8bit } else { OptimizerKind::AdamW };
-        let (storage, mut subject) = (Simulated::new(), Subject::new(kind));
+        let new = || Subject::with_ratio(kind, if plus { 16.0 } else { 1.0 });
+        let (storage, mut subject) = (Simulated::new(), new());
         let step = u64::from(seed);
         subject.fill(step);
         let bits = subject.bits();
@@ -19,13 +20,13 @@ proptest! {
         let mut checkpoints = open(&storage, 1);
         save(&mut checkpoints, captured).unwrap();
         let checkpoint = found(checkpoints.latest().unwrap());
-        let mut other = Subject::new(kind);
+        let mut other = new();
         checkpoint.restore(&other.adapters, &mut other.optimizer).unwrap();
         prop_assert!(other.bits() == bits);
         prop_assert_eq!(&checkpoint.metrics, &metrics);
         let found: Vec<u64> = checkpoint.progress::<Vec<f64>>().unwrap().into_iter().map(f64::to_bits).collect();
         prop_assert_eq!(found, finite.into_iter().map(f64::to_bits).collect::<Vec<_>>());
-        let adapter = Subject::new(kind);
+        let adapter = new();
         let updates = adapter.optimizer.part(0, StatePart::Updates);
         checkpoint.restore_adapters(&adapter.adapters).unwrap();
         prop_assert_eq!(adapter.optimizer.part(0, StatePart::Updates), updates);

@@ -59,7 +59,11 @@ pub(super) const ITEMS: &[Item] = &[
     item(&["adam_epsilon"], Number(1e-12, 1e-2), "Added to the root of the optimiser's second moment."),
     item(&["weight_decay"], Number(0.0, 1.0), "Decoupled weight decay."),
     item(&["max_grad_norm"], Number(0.0, 1e6), "Gradients are scaled down to this global norm; 0: never."),
-    item(&["loraplus_lr_ratio"], Number(1.0, 1000.0), "The learning rate of B over that of A (LoRA+)."),
+    item(
+        &["loraplus_lr_ratio"],
+        Number(1.0, 1000.0),
+        "The learning rate of every B over that of A, which is `learning_rate` (LoRA+). Weight decay goes by each one's own.",
+    ),
     item(
         &["neftune_noise_alpha"],
         Number(0.0, 100.0),

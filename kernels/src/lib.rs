@@ -2,6 +2,7 @@
 //! backward pass. This is the only crate of the workspace that may use `unsafe`.
 
 pub mod adamw;
+pub mod allocator;
 pub mod attention;
 pub mod conv;
 pub mod cross_entropy;

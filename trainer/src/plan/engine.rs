@@ -38,8 +38,10 @@ pub(super) struct Engine {
     pub(super) process: u64,
     /// Buffers of matrix products and of decoding, whatever the model.
     pub(super) workspace: u64,
-    /// Freed buffers of up to this size stay with the process.
-    pub(super) heap_buffer: u64,
+    /// What an allocator holds on to, whatever it is asked for.
+    pub(super) heap: u64,
+    /// How many of the largest buffers it holds on to besides.
+    heap_buffers: f64,
 }
 
 /// Program text, runtime and thread stacks: a process of ours that does nothing has 13.5 MiB resident (Linux), one that
@@ -50,12 +52,15 @@ const CPU_WORKSPACE: u64 = MIB + 2 * MIB;
 /// A thread's slab for packed blocks: the size of its L2 cache, here that of common servers.
 const CPU_THREAD_WORKSPACE: u64 = MIB;
 
-/// Buffers up to this size come from the heap, which goes back to the system only from its end; glibc raises the limit
-/// to it as such buffers are freed (`DEFAULT_MMAP_THRESHOLD_MAX`).
-const CPU_HEAP_BUFFER: u64 = 32 * MIB;
-/// How many of the largest of these buffers the heap holds that nobody uses: the end it keeps (twice the limit) and the
-/// holes between what is in use. Measured: 2 to 6, more where micro-batches differ in size.
-pub(super) const HEAP_BUFFERS: u64 = 4;
+/// What glibc's heap holds that nobody uses, holes between what is in use and the end that it keeps: something always,
+/// something for every thread, since each has a heap of its own, and a share of the largest buffer, up to where buffers come
+/// from the system one by one. A fit to whole runs of 0.3 to 2.7 GB on one, two and six threads, where it was 20 to 180 MB
+/// and 10 more or less from run to run.
+const CPU_HEAP: u64 = 8 * MIB;
+const CPU_THREAD_HEAP: u64 = 4 * MIB;
+const CPU_HEAP_BUFFERS: f64 = 2.2;
+const CPU_HEAP_BUFFER: u64 = 48 * MIB;
+const CPU_MOST_BUFFERS: u64 = 4;
 
 /// What a CUDA context with its modules takes on a data-centre card: 400 to 550 MiB are commonly reported.
 const GPU_CONTEXT: u64 = 550 * MIB;
@@ -86,7 +91,8 @@ impl Engine {
             decodes_head: true,
             process: CPU_PROCESS,
             workspace: CPU_WORKSPACE + threads * CPU_THREAD_WORKSPACE,
-            heap_buffer: CPU_HEAP_BUFFER,
+            heap: CPU_HEAP + threads * CPU_THREAD_HEAP,
+            heap_buffers: CPU_HEAP_BUFFERS,
         }
     }
 
@@ -103,8 +109,16 @@ impl Engine {
             process: GPU_CONTEXT,
             workspace: GPU_WORKSPACE,
             // What an allocator loses is in the share of a card that no plan fills.
-            heap_buffer: 0,
+            heap: 0,
+            heap_buffers: 0.0,
         }
+    }
+
+    /// What an allocator holds on to that nobody uses, where the largest buffer has so many bytes.
+    pub(super) fn allocator(&self, largest: u64) -> u64 {
+        let held = self.heap + (self.heap_buffers * largest.min(CPU_HEAP_BUFFER) as f64) as u64;
+        // Small runs leave small holes.
+        held.min(CPU_MOST_BUFFERS * largest)
     }
 
     /// Bytes of so many activations.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::adapted::{Adapted, LayerLora};
-use super::engine::{Engine, HEAP_BUFFERS};
+use super::engine::Engine;
 use super::inventory::{BaseSizes, Trained};
 use super::layers::{self, BatchShape};
 use super::tape::Cost;
@@ -105,7 +105,7 @@ impl Step<'_> {
         let (workspace, tokens) = (self.engine.workspace, self.tokens());
         let (base, process) = (self.base.all, self.engine.process);
         let largest = costs.iter().map(|cost| cost.largest_buffer).max().unwrap_or_default();
-        let allocator = HEAP_BUFFERS * largest.min(self.engine.heap_buffer);
+        let allocator = self.engine.allocator(largest);
         let always = base + adapters + optimizer + workspace + tokens + allocator + process;
         Memory {
             base,

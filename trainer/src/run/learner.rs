@@ -1,5 +1,7 @@
 //! What learns: the base model with its adapters.
 
+use brightrun_kernels::allocator;
+
 use super::watch::Watch;
 use super::{Parameters, RunSpec};
 use crate::adapters::Adapters;
@@ -47,6 +49,8 @@ impl Learner {
         };
         let recompute = recompute(spec, &config, &plan, data, watch)?;
         let model = Model::load(&config, &checkpoint, &parameters.precision(), &adapters)?;
+        // What reading has freed would otherwise be resident beside all that a step takes.
+        allocator::give_back();
         Ok(Self { config, plan, adapters, model, recompute })
     }
 

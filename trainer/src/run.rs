@@ -137,14 +137,14 @@ fn whole(spec: &RunSpec, watch: &mut Watch) -> Result<RunSummary> {
         epochs: spec.parameters.num_epochs,
     });
     training.run(watch)?;
-    let summary = closing::close(spec, &data, &learner, &mut training, before, watch)?;
+    let mut summary = closing::close(spec, &data, &learner, &mut training, before, watch)?;
     drop(training);
-    closing::clear(&spec.checkpoint_dir)?;
+    closing::clear(&spec.checkpoint_dir, &mut summary, watch);
     Ok(summary)
 }
 
 /// The folder of the adapter in that of the job.
-const ADAPTER_DIR: &str = "adapter";
+pub const ADAPTER_DIR: &str = "adapter";
 
 /// Compares the ops of this machine with their references before anything is paid for.
 fn self_test(spec: &RunSpec) -> Result<Vec<proof::OpCheck>> {

@@ -11,12 +11,13 @@ use anyhow::{Context, bail};
 use brightrun_trainer::{
     Error,
     artifacts::{atomic, result::RESULT_FILE},
-    run::{self, RunEnd, RunSpec, RunSummary, Surroundings},
+    run::{self, ADAPTER_DIR, RunEnd, RunSpec, RunSummary, Surroundings},
     stop::Stop,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    input::BASE,
     progress::Progress,
     signals,
     this_machine::{self, SystemClock},
@@ -94,10 +95,7 @@ impl LocalRun {
             if folder.join(RESULT_FILE).exists() {
                 bail!("the run in {} is over; {RESULT_FILE} there says how it ended", folder.display());
             }
-            bail!(
-                "there is no interrupted run in {}; name the folder that brightrun train has named",
-                folder.display()
-            );
+            bail!(no_run(folder));
         }
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let why = || format!("{} is no note of a run of this version; run its job again", path.display());
@@ -140,13 +138,16 @@ impl LocalRun {
 // === impl Sole ===
 
 impl Sole {
-    /// Claims a folder, which is made if need be.
+    /// Claims a folder, which is made if need be. What killed processes left there half written goes.
     pub(crate) fn claim(folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let path = folder.join(LOCK);
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _lock: file }),
+            Ok(()) => {
+                tidy(folder);
+                Ok(Self { _lock: file })
+            }
             Err(TryLockError::WouldBlock) => {
                 bail!("another brightrun is at work in {}; wait for it, or choose another --output", folder.display())
             }
@@ -157,6 +158,34 @@ impl Sole {
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }
+}
+
+/// Removes what killed processes left. It is in nobody's way, so it is no error where that cannot be.
+fn tidy(folder: &Path) {
+    let parts = [folder.to_owned(), folder.join(BASE), folder.join(ADAPTER_DIR), checkpoints(folder)];
+    let left = parts.iter().flat_map(|part| atomic::leftovers(part).unwrap_or_default());
+    for path in left {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let removed = match path.is_dir() {
+            // Other programs' folders may be in the making beside those of the run.
+            true if !name.starts_with(&format!(".{CHECKPOINTS}.")) => continue,
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        if let Err(error) = removed {
+            tracing::warn!("{} was left by an interrupted run and cannot be removed: {error}", path.display());
+        }
+    }
+}
+
+/// What there is to say about a folder without an interrupted run.
+pub(crate) fn no_run(folder: &Path) -> String {
+    format!("there is no interrupted run in {}; name the folder that brightrun train has named", folder.display())
+}
+
+/// Whether a job was ever begun in a folder.
+pub(crate) fn is_of_job(folder: &Path) -> bool {
+    [folder.join(LOCK), folder.join(RESULT_FILE), checkpoints(folder).join(FILE)].iter().any(|path| path.exists())
 }
 
 /// The folder of a job's checkpoints.

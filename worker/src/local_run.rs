@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,8 @@ use anyhow::{Context, bail};
 use brightrun_trainer::{
     Error,
     artifacts::{atomic, result::RESULT_FILE},
+    checkpoint::{self, FileSystem},
+    events::{Event, EventSink},
     run::{self, ADAPTER_DIR, RunEnd, RunSpec, RunSummary, Surroundings},
     stop::Stop,
 };
@@ -56,6 +59,8 @@ pub(crate) enum Outcome {
         step: u64,
         /// The job's folder.
         folder: PathBuf,
+        /// `brightrun resume` would go on with this run, and not with the one that was there before.
+        noted: bool,
     },
     /// The job cannot be run as it is.
     Refused(Vec<String>),
@@ -105,13 +110,13 @@ impl LocalRun {
     /// Runs it, or goes on with it.
     pub(crate) fn carry_out(mut self, _sole: &Sole, progress: &Progress) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
+        let noting = Noting { progress, waiting: Mutex::new(self.note()?) };
         self.spec.machine = this_machine::processor();
-        self.note()?;
         let stop = Stop::default();
         signals::listen(&stop).context("cannot listen for signals")?;
         let clock = SystemClock::new();
         let around =
-            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(progress, &clock, &stop) };
+            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(&noting, &clock, &stop) };
         let ended = run::run(&self.spec, &around);
         progress.close();
         let job_id = self.spec.job_id;
@@ -121,17 +126,68 @@ impl LocalRun {
                 let summary = Box::new(RunSummary { warnings, ..*summary });
                 Outcome::Done { job_id, summary, time: begin.elapsed() }
             }
-            Ok(RunEnd::Paused { step, .. }) => Outcome::Paused { job_id, step, folder: self.spec.output_dir },
+            Ok(RunEnd::Paused { step, .. }) => {
+                Outcome::Paused { job_id, step, folder: self.spec.output_dir, noted: !noting.is_waiting() }
+            }
             Err(error @ Error::DoesNotFit(_)) => Outcome::DoesNotFit(error.to_string()),
             Err(error) => Outcome::Failed(error.to_string()),
         })
     }
 
-    fn note(&self) -> anyhow::Result<()> {
+    /// Notes the run, so that it can go on. Where there are checkpoints of a run that was another one in any way, the note
+    /// is given back: it is to be written once the checkpoints have turned out to be of this one too, for the other run
+    /// must be able to go on if they are not.
+    fn note(&self) -> anyhow::Result<Option<Note>> {
         let folder = &self.spec.checkpoint_dir;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let text = serde_json::to_vec_pretty(self)?;
-        Ok(atomic::write(&folder.join(FILE), &text)?)
+        let note = Note { path: folder.join(FILE), text: serde_json::to_vec_pretty(self)? };
+        let known = fs::read(&note.path).ok();
+        if known.as_ref() == Some(&note.text) {
+            return Ok(None);
+        }
+        if known.is_some() && checkpoint::newest_step(folder, &FileSystem).is_some() {
+            return Ok(Some(note));
+        }
+        atomic::write(&note.path, &note.text)?;
+        Ok(None)
+    }
+}
+
+/// What is to be noted of a run, and where.
+struct Note {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+/// Writes a note that was waiting when the run has begun to train: by then its checkpoints are accepted.
+struct Noting<'a> {
+    progress: &'a Progress,
+    waiting: Mutex<Option<Note>>,
+}
+
+// === impl Noting ===
+
+impl Noting<'_> {
+    fn waiting(&self) -> MutexGuard<'_, Option<Note>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.waiting().is_some()
+    }
+}
+
+impl EventSink for Noting<'_> {
+    fn emit(&self, event: &Event) {
+        self.progress.emit(event);
+        if !matches!(event, Event::Started { .. }) {
+            return;
+        }
+        if let Some(note) = self.waiting().take()
+            && let Err(error) = atomic::write(&note.path, &note.text)
+        {
+            tracing::warn!("{error}; brightrun resume would go on with the settings of before");
+        }
     }
 }
 

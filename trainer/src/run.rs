@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::Result;
+use crate::checkpoint;
 use crate::events::{Event, Stage};
 use crate::plan::Machine;
 use crate::proof;
@@ -110,6 +111,7 @@ pub enum RunEnd {
 /// Runs a job to its end, or on from where it was interrupted.
 pub fn run(spec: &RunSpec, around: &Surroundings<'_>) -> Result<RunEnd> {
     let watch = &mut Watch::new(around);
+    watch.saved_step = checkpoint::newest_step(&spec.checkpoint_dir, &*around.storage).unwrap_or(0);
     match whole(spec, watch) {
         Ok(summary) => Ok(RunEnd::Finished(Box::new(summary))),
         Err(Error::Cancelled) if watch.is_paused() => {

@@ -323,8 +323,8 @@ impl<'a> Training<'a> {
 
     /// Tells what became of checkpoints. What could not be saved is worth another try, should the run be interrupted.
     fn tell(&mut self, ended: Vec<Ended>, watch: &mut Watch) {
-        let failed = ended.iter().filter_map(|end| end.as_ref().err());
-        if failed.last().is_some_and(|failed| self.saved_step == Some(failed.step)) {
+        let mut failed = ended.iter().filter_map(|end| end.as_ref().err());
+        if failed.next_back().is_some_and(|failed| self.saved_step == Some(failed.step)) {
             self.saved_step = None;
         }
         watch.saved(ended);

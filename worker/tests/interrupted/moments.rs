@@ -16,6 +16,8 @@ use crate::{
 const KILLS: usize = 50;
 const THREADS: usize = 2;
 const SEED: u64 = 7;
+/// After so many kills a run is given twice the time.
+const PATIENCE: f64 = 10.0;
 
 #[test]
 fn a_run_that_is_killed_at_fifty_moments_goes_on_to_the_same_bytes() {
@@ -50,7 +52,8 @@ fn kill_until_done(place: &Place, time: Duration, random: &mut fastrand::Rng, un
     loop {
         let mut command = if place.is_noted() { place.resume() } else { place.train() };
         let mut child = start(&mut command);
-        thread::sleep(time.mul_f64(random.f64()));
+        // The machine may be slower now than it was when the time was measured.
+        thread::sleep(time.mul_f64(random.f64() * (1.0 + kills as f64 / PATIENCE)));
         child.kill().unwrap();
         if child.wait().unwrap().code().is_some() {
             break;

@@ -211,7 +211,10 @@ fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if from.is_dir() { copy_folder(&from, &to) } else { drop(fs::copy(&from, &to).unwrap()) }
+        match from.is_dir() {
+            true => copy_folder(&from, &to),
+            false => _ = fs::copy(&from, &to).unwrap(),
+        }
     }
 }
 

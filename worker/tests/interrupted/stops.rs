@@ -75,7 +75,10 @@ fn a_loss_that_is_no_number_ends_the_run_before_it_learns_from_it() {
 
 #[test]
 fn patience_delivers_the_best_adapter_and_says_so() {
-    let parameters = quick_with(json!({ "max_steps": 20, "early_stopping_patience": 1, "load_best_at_end": null }));
+    let constant = json!({ "max_steps": 20, "schedule": "constant", "warmup_steps": 0, "load_best_at_end": false });
+    let mut parameters = quick_with(constant.clone());
+    let patient = json!({ "early_stopping_patience": 1, "load_best_at_end": null });
+    parameters.as_object_mut().unwrap().extend(patient.as_object().unwrap().clone());
     let place = Place::new(parameters);
     let said = run(&mut place.train());
     assert_done(&said);
@@ -87,4 +90,9 @@ fn patience_delivers_the_best_adapter_and_says_so() {
     let reason = format!("ended early: the last 1 evaluations were no better than that of step {best} ");
     said.assert_says(&[&reason]);
     assert!(result["warnings"].as_array().unwrap().iter().any(|warning| warning.as_str().unwrap().contains(&reason)));
+
+    // It is the adapter of a run that takes no other steps.
+    let mut parameters = quick_with(constant);
+    parameters["max_steps"] = best.into();
+    assert!(place.portrait().adapter() == Place::unbroken(parameters).adapter());
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::Result;
+use crate::checkpoint;
 use crate::events::{Event, Stage};
 use crate::plan::Machine;
 use crate::proof;
@@ -112,6 +113,7 @@ pub enum RunEnd {
 /// Runs a job to its end, or on from where it was interrupted.
 pub fn run(spec: &RunSpec, around: &Surroundings<'_>) -> Result<RunEnd> {
     let watch = &mut Watch::new(around, spec.warnings.clone());
+    watch.saved_step = checkpoint::newest_step(&spec.checkpoint_dir, &*around.storage).unwrap_or(0);
     match whole(spec, watch) {
         Ok(summary) => Ok(RunEnd::Finished(Box::new(summary))),
         Err(Error::Cancelled) if watch.is_paused() => {
@@ -139,14 +141,14 @@ fn whole(spec: &RunSpec, watch: &mut Watch) -> Result<RunSummary> {
         epochs: spec.parameters.num_epochs,
     });
     training.run(watch)?;
-    let summary = closing::close(spec, &data, &learner, &mut training, before, watch)?;
+    let mut summary = closing::close(spec, &data, &learner, &mut training, before, watch)?;
     drop(training);
-    closing::clear(&spec.checkpoint_dir)?;
+    closing::clear(&spec.checkpoint_dir, &mut summary, watch);
     Ok(summary)
 }
 
 /// The folder of the adapter in that of the job.
-const ADAPTER_DIR: &str = "adapter";
+pub const ADAPTER_DIR: &str = "adapter";
 
 /// Compares the ops of this machine with their references before anything is paid for.
 fn self_test(spec: &RunSpec) -> Result<Vec<proof::OpCheck>> {

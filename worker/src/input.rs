@@ -56,6 +56,9 @@ impl FetchOptions {
     }
 }
 
+/// The folder of the embedded base model in that of the job.
+pub(crate) const BASE: &str = "base";
+
 /// Longest part of a link that becomes a part of a file's name.
 const MAX_NAME: usize = 80;
 
@@ -64,7 +67,7 @@ pub(crate) fn base_model(model: &BaseModel, folder: &Path) -> anyhow::Result<(Pa
     match model {
         BaseModel::Folder(folder) => Ok((folder.clone(), folder.display().to_string())),
         BaseModel::Demo => {
-            let folder = folder.join("base");
+            let folder = folder.join(BASE);
             demo::write_model(&folder)?;
             Ok((folder, demo::BASE_MODEL.to_owned()))
         }

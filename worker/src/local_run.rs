@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,13 +12,15 @@ use anyhow::{Context, bail};
 use brightrun_trainer::{
     Error,
     artifacts::{atomic, result::RESULT_FILE},
+    checkpoint::{self, FileSystem},
     events::{Event, EventSink},
-    run::{self, RunEnd, RunSpec, RunSummary, Surroundings},
+    run::{self, ADAPTER_DIR, RunEnd, RunSpec, RunSummary, Surroundings},
     stop::Stop,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    input::BASE,
     progress::Progress,
     signals,
     this_machine::{self, SystemClock},
@@ -53,6 +56,8 @@ pub(crate) enum Outcome {
         step: u64,
         /// The job's folder.
         folder: PathBuf,
+        /// `brightrun resume` would go on with this run, and not with the one that was there before.
+        noted: bool,
     },
     /// The job cannot be run as it is.
     Refused(Vec<String>),
@@ -92,10 +97,7 @@ impl LocalRun {
             if folder.join(RESULT_FILE).exists() {
                 bail!("the run in {} is over; {RESULT_FILE} there says how it ended", folder.display());
             }
-            bail!(
-                "there is no interrupted run in {}; name the folder that brightrun train has named",
-                folder.display()
-            );
+            bail!(no_run(folder));
         }
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let why = || format!("{} is no note of a run of this version; run its job again", path.display());
@@ -115,64 +117,96 @@ impl LocalRun {
     /// Runs it, or goes on with it.
     pub(crate) fn carry_out(mut self, _sole: &Sole, progress: &Progress) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
+        let noting = Noting { progress, waiting: Mutex::new(self.note()?) };
         self.0.machine = this_machine::processor();
-        let note = self.0.checkpoint_dir.join(FILE);
-        // Another run's note stays until it is clear that this one may take its place.
-        if !note.exists() {
-            self.note(&note)?;
-        }
         let stop = Stop::default();
         signals::listen(&stop).context("cannot listen for signals")?;
         let clock = SystemClock::new();
-        let sink = NotingSink { run: &self, note: &note, next: progress };
         let around =
-            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(&sink, &clock, &stop) };
+            Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(&noting, &clock, &stop) };
         let ended = run::run(&self.0, &around);
         progress.close();
         let job_id = self.0.job_id;
         Ok(match ended {
             Ok(RunEnd::Finished(summary)) => Outcome::Done { job_id, summary, time: begin.elapsed() },
-            Ok(RunEnd::Paused { step, .. }) => Outcome::Paused { job_id, step, folder: self.0.output_dir },
+            Ok(RunEnd::Paused { step, .. }) => {
+                Outcome::Paused { job_id, step, folder: self.0.output_dir, noted: !noting.is_waiting() }
+            }
             Err(error @ Error::DoesNotFit(_)) => Outcome::DoesNotFit(error.to_string()),
             Err(error) => Outcome::Failed(error.to_string()),
         })
     }
 
-    fn note(&self, path: &Path) -> anyhow::Result<()> {
+    /// Notes the run, so that it can go on. Where there are checkpoints of a run that was another one in any way, the note
+    /// is given back: it is to be written once the checkpoints have turned out to be of this one too, for the other run
+    /// must be able to go on if they are not.
+    fn note(&self) -> anyhow::Result<Option<Note>> {
         let folder = &self.0.checkpoint_dir;
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        Ok(atomic::write(path, &serde_json::to_vec_pretty(self)?)?)
+        let note = Note { path: folder.join(FILE), text: serde_json::to_vec_pretty(self)? };
+        let known = fs::read(&note.path).ok();
+        if known.as_ref() == Some(&note.text) {
+            return Ok(None);
+        }
+        if known.is_some() && checkpoint::newest_step(folder, &FileSystem).is_some() {
+            return Ok(Some(note));
+        }
+        atomic::write(&note.path, &note.text)?;
+        Ok(None)
     }
 }
 
-/// Hands events on, and notes the run as soon as its checkpoints are known to be its own.
-struct NotingSink<'a> {
-    run: &'a LocalRun,
-    note: &'a Path,
-    next: &'a Progress,
+/// What is to be noted of a run, and where.
+struct Note {
+    path: PathBuf,
+    text: Vec<u8>,
 }
 
-impl EventSink for NotingSink<'_> {
+/// Writes a note that was waiting when the run has begun to train: by then its checkpoints are accepted.
+struct Noting<'a> {
+    progress: &'a Progress,
+    waiting: Mutex<Option<Note>>,
+}
+
+// === impl Noting ===
+
+impl Noting<'_> {
+    fn waiting(&self) -> MutexGuard<'_, Option<Note>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.waiting().is_some()
+    }
+}
+
+impl EventSink for Noting<'_> {
     fn emit(&self, event: &Event) {
-        if matches!(event, Event::Started { .. })
-            && let Err(error) = self.run.note(self.note)
-        {
-            tracing::warn!("should the run be interrupted, brightrun resume will not know it: {error:#}");
+        self.progress.emit(event);
+        if !matches!(event, Event::Started { .. }) {
+            return;
         }
-        self.next.emit(event);
+        if let Some(note) = self.waiting().take()
+            && let Err(error) = atomic::write(&note.path, &note.text)
+        {
+            tracing::warn!("{error}; brightrun resume would go on with the settings of before");
+        }
     }
 }
 
 // === impl Sole ===
 
 impl Sole {
-    /// Claims a folder, which is made if need be.
+    /// Claims a folder, which is made if need be. What killed processes left there half written goes.
     pub(crate) fn claim(folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let path = folder.join(LOCK);
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _lock: file }),
+            Ok(()) => {
+                tidy(folder);
+                Ok(Self { _lock: file })
+            }
             Err(TryLockError::WouldBlock) => {
                 bail!("another brightrun is at work in {}; wait for it, or choose another --output", folder.display())
             }
@@ -183,6 +217,34 @@ impl Sole {
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }
+}
+
+/// Removes what killed processes left. It is in nobody's way, so it is no error where that cannot be.
+fn tidy(folder: &Path) {
+    let parts = [folder.to_owned(), folder.join(BASE), folder.join(ADAPTER_DIR), checkpoints(folder)];
+    let left = parts.iter().flat_map(|part| atomic::leftovers(part).unwrap_or_default());
+    for path in left {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let removed = match path.is_dir() {
+            // Other programs' folders may be in the making beside those of the run.
+            true if !name.starts_with(&format!(".{CHECKPOINTS}.")) => continue,
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        if let Err(error) = removed {
+            tracing::warn!("{} was left by an interrupted run and cannot be removed: {error}", path.display());
+        }
+    }
+}
+
+/// What there is to say about a folder without an interrupted run.
+pub(crate) fn no_run(folder: &Path) -> String {
+    format!("there is no interrupted run in {}; name the folder that brightrun train has named", folder.display())
+}
+
+/// Whether a job was ever begun in a folder.
+pub(crate) fn is_of_job(folder: &Path) -> bool {
+    [folder.join(LOCK), folder.join(RESULT_FILE), checkpoints(folder).join(FILE)].iter().any(|path| path.exists())
 }
 
 /// The folder of a job's checkpoints.

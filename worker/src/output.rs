@@ -67,8 +67,9 @@ fn json_result(outcome: &Outcome) -> Value {
         Outcome::Refused(problems) => {
             json!({ "status": "failed", "error": problems.join("; "), "problems": problems })
         }
-        Outcome::Paused { job_id, step, folder } => {
-            json!({ "status": "paused", "job_id": job_id, "steps": step, "resume": resume_command(folder) })
+        Outcome::Paused { job_id, step, folder, noted } => {
+            let resume = noted.then(|| resume_command(folder));
+            json!({ "status": "paused", "job_id": job_id, "steps": step, "resume": resume })
         }
         Outcome::DoesNotFit(error) | Outcome::Failed(error) => json!({ "status": "failed", "error": error }),
     }
@@ -79,7 +80,12 @@ fn text_result(outcome: &Outcome) -> String {
         Outcome::Refused(problems) => format!("The job cannot be run:\n  {}\n", problems.join("\n  ")),
         Outcome::DoesNotFit(error) => format!("The job does not fit: {error}\n"),
         Outcome::Failed(error) => format!("The job failed: {error}\n"),
-        Outcome::Paused { job_id, step, folder } => {
+        Outcome::Paused { job_id, folder, noted: false, .. } => format!(
+            "Job {job_id} is interrupted before it was known whether the checkpoints in {} are its own; they are as they \
+             were. Go on with the same command.\n",
+            folder.display()
+        ),
+        Outcome::Paused { job_id, step, folder, .. } => {
             let resume = resume_command(folder);
             format!("Job {job_id} is interrupted; {step} steps are saved. Go on with:\n  {resume}\n")
         }
@@ -175,10 +181,12 @@ mod tests {
     fn failure_carries_an_error_at_the_top() {
         let json: Value = serde_json::from_str(&render(&Outcome::Failed("no".into()), true)).unwrap();
         assert_eq!(json["error"], "no");
-        let paused = Outcome::Paused { job_id: "j".into(), step: 7, folder: "it's here".into() };
+        let paused = Outcome::Paused { job_id: "j".into(), step: 7, folder: "it's here".into(), noted: true };
         let json: Value = serde_json::from_str(&render(&paused, true)).unwrap();
         assert_eq!((&json["status"], paused.exit_code()), (&json!("paused"), 75));
         assert_eq!(json["resume"], r"brightrun resume 'it'\''s here'");
+        let other = Outcome::Paused { job_id: "j".into(), step: 7, folder: "out".into(), noted: false };
+        assert!(render(&other, false).contains("the same command") && render(&other, true).contains("\"resume\":null"));
         let refused = Outcome::Refused(vec!["a: b".into(), "c: d".into()]);
         let json: Value = serde_json::from_str(&render(&refused, true)).unwrap();
         assert_eq!((&json["error"], refused.exit_code()), (&json!("a: b; c: d"), 2));

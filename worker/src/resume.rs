@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
-    local_run::{LocalRun, Outcome, Sole},
+    local_run::{self, LocalRun, Outcome, Sole},
     progress::Progress,
 };
 
@@ -23,14 +23,21 @@ pub(crate) struct Options {
 
 /// Goes on with the run of a folder.
 pub(crate) fn resume(options: &Options, terminal: MultiProgress) -> Outcome {
-    if !options.folder.is_dir() {
-        return Outcome::Refused(vec![format!("there is no folder {}", options.folder.display())]);
+    let folder = &options.folder;
+    if !folder.is_dir() {
+        return Outcome::Refused(vec![format!("there is no folder {}", folder.display())]);
     }
-    let run = match LocalRun::of_folder(&options.folder) {
+    if !local_run::is_of_job(folder) {
+        return Outcome::Refused(vec![local_run::no_run(folder)]);
+    }
+    let sole = match Sole::claim(folder) {
+        Ok(sole) => sole,
+        Err(error) => return Outcome::Failed(format!("{error:#}")),
+    };
+    let run = match LocalRun::of_folder(folder) {
         Ok(run) => run,
         Err(error) => return Outcome::Refused(vec![format!("{error:#}")]),
     };
     let progress = Progress::new(terminal).at_price(run.0.usd_per_hour);
-    let ended = Sole::claim(&options.folder).and_then(|sole| run.carry_out(&sole, &progress));
-    ended.unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
+    run.carry_out(&sole, &progress).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
 }

@@ -65,23 +65,74 @@ impl Drop for Pending {
     }
 }
 
+/// Removes a folder whose parts are of no use without each other: whoever is killed meanwhile leaves all of it, or
+/// nothing by this name. It is no error where it is not there.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    let failed = |error| Error::io("cannot remove", path)(error);
+    for _ in 0..MAX_NAMES {
+        let temporary = temporary_beside(path)?;
+        match fs::rename(path, &temporary) {
+            Ok(()) => {
+                sync_folder_of(path)?;
+                return fs::remove_dir_all(&temporary).map_err(failed);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Onto what a killed process left.
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(too_many(path))
+}
+
+/// What killed processes left in a folder under names that this module gives. Processes that live have such files too,
+/// for a moment: only who is alone in the folder may remove them.
+pub fn leftovers(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(is_temporary) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// `.<name>.<process>-<count>.tmp`
+fn is_temporary(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+    let end = inner.and_then(|inner| inner.rsplit_once('.')).filter(|(name, _)| !name.is_empty());
+    let numbers = end.and_then(|(_, end)| end.split_once('-'));
+    numbers.is_some_and(|(process, count)| is_number(process) && is_number(count))
+}
+
+/// A name in the same folder that this process has not used yet.
+fn temporary_beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}-{count}.tmp", process::id()));
+    Ok(path.with_file_name(temporary))
+}
+
+fn too_many(path: &Path) -> Error {
+    Error::file(path, format!("{MAX_NAMES} temporary files stand beside it; remove them"))
+}
+
 /// Creates a file in the same folder under a name that no other writer uses: process and counter tell them apart, and
 /// where that is not enough (process numbers of other machines, files that a killed process left) the counter goes on.
 fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
-    let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
     for _ in 0..MAX_NAMES {
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}-{count}.tmp", process::id()));
-        let temporary = path.with_file_name(temporary);
+        let temporary = temporary_beside(path)?;
         match OpenOptions::new().write(true).create_new(true).open(&temporary) {
             Ok(file) => return Ok((temporary, file)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::io("cannot write", path)(error)),
         }
     }
-    Err(Error::file(path, format!("cannot be written: {MAX_NAMES} temporary files stand beside it; remove them")))
+    Err(too_many(path))
 }
 
 /// Makes the name of a file or folder durable.
@@ -178,6 +229,32 @@ mod tests {
         write(&path, b"whole").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert!(left.iter().all(|path| fs::read(path).unwrap() == b"left"));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_found_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = [".a.json.123-0.tmp", ".b.9-12.tmp"];
+        let other = ["a.json", ".a.json", ".123-0.tmp", ".a.json.tmp", ".a.x-0.tmp", ".a.1-.tmp", "a.1-0.tmp", ".lock"];
+        left.iter().chain(&other).for_each(|name| fs::write(folder.path().join(name), b"x").unwrap());
+        let mut found = leftovers(folder.path()).unwrap();
+        found.sort();
+        assert_eq!(found, left.map(|name| folder.path().join(name)));
+        assert!(leftovers(&folder.path().join("missing")).is_err());
+        // What this module names is what it finds.
+        let (temporary, _) = create_beside(&folder.path().join("c")).unwrap();
+        assert!(leftovers(folder.path()).unwrap().contains(&temporary));
+    }
+
+    #[test]
+    fn a_folder_goes_with_all_that_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::create_dir_all(path.join("b/c")).unwrap();
+        fs::write(path.join("b/d"), b"x").unwrap();
+        remove_folder(&path).unwrap();
+        assert!(names(folder.path()).is_empty());
+        remove_folder(&path).unwrap();
     }
 
     #[test]

@@ -128,6 +128,7 @@ mod tests {
         "adapter_dtype",
         "train_on_all_turns",
         "validation_split",
+        "eval_epochs",
         "max_loss_growth",
         "save_minutes",
     ];

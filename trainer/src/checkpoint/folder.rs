@@ -56,7 +56,7 @@ impl Entry {
     }
 
     /// The entry with this name, if a checkpoint can have it.
-    fn parse(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         let numbers = name.strip_prefix("step-")?;
         let (step, again) = numbers.split_once('-').unwrap_or((numbers, "0"));
         let entry = Self { step: step.parse().ok()?, again: again.parse().ok()?, best: false, damaged: false };

@@ -104,6 +104,13 @@ pub struct Found {
     pub notes: Vec<String>,
 }
 
+/// The step of the newest checkpoint in a folder, by its name: nothing of it is read. `None` where there is none.
+pub fn newest_step(dir: &Path, storage: &dyn Storage) -> Option<u64> {
+    // A folder that is not there has no checkpoints, and whoever needs those of one that cannot be read will say so.
+    let names = storage.list(dir).unwrap_or_default();
+    names.iter().filter_map(|name| Entry::parse(name)).map(|entry| entry.step).max()
+}
+
 // === impl Checkpoints ===
 
 impl Checkpoints {

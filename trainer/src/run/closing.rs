@@ -1,7 +1,5 @@
 //! The end of a run: the adapter is written, read back, measured once more, and everything is told.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use super::learner::Learner;
@@ -10,7 +8,7 @@ use super::watch::Watch;
 use super::{ADAPTER_DIR, Data, RunSpec, RunSummary, reading};
 use crate::adapters::Adapters;
 use crate::artifacts::result::{BaseCheck, Cost, FileFact, Program, Proof, RESULT_FILE, ReloadCheck, RunStatus};
-use crate::artifacts::{self, BaseModel, RunRecord, loss_curve, model_card};
+use crate::artifacts::{self, BaseModel, RunRecord, atomic, loss_curve, model_card};
 use crate::dataset::report::REPORT_FILE;
 use crate::events::{Event, Stage};
 use crate::lora::{self, AdapterDtype, AdapterFormat};
@@ -190,10 +188,12 @@ fn fact(output: &Path, name: String) -> Result<FileFact> {
     Ok(FileFact { name, bytes: sum.bytes, sha256: hex::encode(sum.sha256) })
 }
 
-/// Removes the checkpoints of a run that is over: what they hold is delivered.
-pub(super) fn clear(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("cannot remove", dir)(error)),
-        _ => Ok(()),
+/// Removes the checkpoints of a run that is over: what they hold is delivered. All at once, for who goes on from the
+/// newest one needs the best one too. Where that fails, nothing is lost but room.
+pub(super) fn clear(dir: &Path, summary: &mut RunSummary, watch: &mut Watch) {
+    if let Err(error) = atomic::remove_folder(dir) {
+        let warning = format!("the checkpoints, which are not needed any more, are still there: {error}");
+        watch.warn(warning.clone());
+        summary.warnings.push(warning);
     }
 }

@@ -38,8 +38,9 @@ impl Rules {
         self.without_gradient = if gradient_norm == 0.0 { self.without_gradient + 1 } else { 0 };
         if self.without_gradient >= STEPS_WITHOUT_GRADIENT {
             return Some(format!(
-                "no gradient has reached the adapter for {STEPS_WITHOUT_GRADIENT} steps, so nothing is learnt; look at \
-                 the targets and at what is masked (brightrun validate --dump)"
+                "no gradient has reached the adapter for {STEPS_WITHOUT_GRADIENT} steps, so nothing is learnt; \
+                 try a lower learning rate if something was learnt before, else look at the targets and at what is masked \
+                 (brightrun validate --dump)"
             ));
         }
         self.recent.push_back(loss);

@@ -7,7 +7,7 @@ use super::learner::{Learner, fingerprint};
 use super::rules::Rules;
 use super::watch::Watch;
 use super::{RunSpec, reading};
-use crate::checkpoint::{Captured, Checkpoints};
+use crate::checkpoint::{Captured, Checkpoints, Ended};
 use crate::events::{Event, LayerHealth, Stage, StepMetrics, StepTime};
 use crate::optim::Optimizer;
 use crate::proof::Digest;
@@ -37,6 +37,8 @@ pub(super) struct Standing {
     pub(super) started_at: f64,
     /// Why it ended before its last step.
     pub(super) ended_early: Option<String>,
+    /// What its owner was told so far.
+    warnings: Vec<String>,
     /// Use of the experts since the last look at the layers.
     experts: ExpertCounts,
     pub(super) rules: Rules,
@@ -122,10 +124,11 @@ impl<'a> Training<'a> {
     fn resume(&mut self, watch: &mut Watch) -> Result<()> {
         let found = self.checkpoints.latest()?;
         found.notes.into_iter().for_each(|note| watch.warn(note));
+        watch.saved_step = found.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         let Some(restored) = found.checkpoint else { return Ok(()) };
         self.standing = restored.progress()?;
+        watch.recall(&self.standing.warnings);
         self.saved_step = Some(restored.step);
-        watch.saved_step = restored.step;
         watch.history = reading::history(&restored)?;
         restored.restore(&self.learner.adapters, &mut self.optimizer)?;
         watch.emit(&Event::Resumed { step: self.standing.steps });
@@ -147,16 +150,18 @@ impl<'a> Training<'a> {
         loop {
             // A run that was interrupted in an evaluation goes on with it.
             let best = self.is_evaluation_due() && self.evaluate(watch)?;
-            let delivered = best && self.parameters.delivers_best();
+            let delivered = best && self.is_to_be_delivered();
             let over = self.standing.steps == self.total || self.standing.ended_early.is_some();
             // What follows the last step takes time too, and can be interrupted as well.
             let last = over && self.saved_step != Some(self.standing.steps);
             if delivered || last || self.is_save_due(watch) {
-                self.save(watch, delivered)?;
+                self.save(watch)?;
             }
-            watch.saved(self.checkpoints.poll());
+            let ended = self.checkpoints.poll();
+            self.tell(ended, watch);
             if over {
-                watch.saved(self.checkpoints.finish());
+                let ended = self.checkpoints.finish();
+                self.tell(ended, watch);
                 return Ok(());
             }
             let begin = watch.now();
@@ -167,7 +172,7 @@ impl<'a> Training<'a> {
     /// Saves and waits until it is saved; an error where it cannot be, for nothing else is left of the run.
     fn keep(&mut self, watch: &mut Watch) -> Result<()> {
         if self.saved_step != Some(self.standing.steps) {
-            self.save(watch, false)?;
+            self.save(watch)?;
         }
         for ended in self.checkpoints.finish() {
             match ended {
@@ -293,6 +298,12 @@ impl<'a> Training<'a> {
         Ok((0..self.learner.config.layers.len()).filter(known).map(layer).collect())
     }
 
+    /// The adapter as it is now is the best so far, and the best one is delivered.
+    fn is_to_be_delivered(&self) -> bool {
+        let is_best = self.standing.rules.best().is_some_and(|best| best.step == self.standing.steps);
+        is_best && self.parameters.delivers_best()
+    }
+
     fn is_save_due(&self, watch: &Watch) -> bool {
         let steps = self.standing.steps;
         let by_steps = self.parameters.save_steps.is_some_and(|every| steps > 0 && steps.is_multiple_of(every));
@@ -302,15 +313,25 @@ impl<'a> Training<'a> {
     }
 
     /// Hands a checkpoint to whoever writes it.
-    fn save(&mut self, watch: &mut Watch, best: bool) -> Result<()> {
+    fn save(&mut self, watch: &mut Watch) -> Result<()> {
         let metrics = watch.history.to_bytes()?;
+        self.standing.warnings.clone_from(&watch.warnings);
         let steps = self.standing.steps;
         let captured = Captured::take(steps, &self.learner.adapters, &self.optimizer, &self.standing, &metrics)?;
-        let ended = self.checkpoints.save(if best { captured.best() } else { captured });
-        watch.saved(ended);
+        let ended = self.checkpoints.save(if self.is_to_be_delivered() { captured.best() } else { captured });
+        self.tell(ended, watch);
         self.saved_at = watch.now();
         self.saved_step = Some(steps);
         Ok(())
+    }
+
+    /// Tells what became of checkpoints. What could not be saved is worth another try, should the run be interrupted.
+    fn tell(&mut self, ended: Vec<Ended>, watch: &mut Watch) {
+        let mut failed = ended.iter().filter_map(|end| end.as_ref().err());
+        if failed.next_back().is_some_and(|failed| self.saved_step == Some(failed.step)) {
+            self.saved_step = None;
+        }
+        watch.saved(ended);
     }
 
     /// Keeps the last good step, and says why there is no other.

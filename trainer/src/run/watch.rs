@@ -65,6 +65,12 @@ impl<'a> Watch<'a> {
         self.emit(&Event::Warning { message });
     }
 
+    /// What the run's owner was told before it was interrupted.
+    pub(super) fn recall(&mut self, warnings: &[String]) {
+        let new: Vec<String> = warnings.iter().filter(|warning| !self.warnings.contains(warning)).cloned().collect();
+        self.warnings.extend(new);
+    }
+
     /// Tells what became of checkpoints. One that could not be saved is no reason to end a run: the next one may be.
     pub(super) fn saved(&mut self, ended: Vec<Ended>) {
         for end in ended {

@@ -57,6 +57,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("train_on_all_turns", "all assistant turns are learnt"),
     ("validation_split", "share kept for validation"),
     ("eval_steps", "steps between evaluations"),
+    ("eval_epochs", "epochs between evaluations, where no steps are given"),
     ("early_stopping_patience", "evaluations without a better one that end it"),
     ("early_stopping_threshold", "better is lower by more than"),
     ("load_best_at_end", "the best adapter instead of the last"),

@@ -131,7 +131,7 @@ fn whole(spec: &RunSpec, watch: &mut Watch) -> Result<RunSummary> {
     let learner = Learner::load(spec, &data, watch)?;
     learner.plan.warnings().into_iter().for_each(|warning| watch.warn(warning));
     let before = Before { ops, base: learner.model.digest(watch.around.stop)?, adapter: learner.adapters.digest()? };
-    let mut training = Training::begin(spec, &data, &learner, &before.base, watch)?;
+    let mut training = Training::begin(spec, &data, &learner, &before, watch)?;
     watch.emit(&Event::Started {
         trainable_parameters: learner.adapters.parameter_count(),
         base_parameters: learner.base_parameters(),

@@ -2,6 +2,7 @@
 
 use brightrun_kernels::allocator;
 
+use super::closing::Before;
 use super::watch::Watch;
 use super::{Parameters, RunSpec};
 use crate::adapters::Adapters;
@@ -11,7 +12,6 @@ use crate::events::Event;
 use crate::lora::{self, LoraPlan};
 use crate::model::Model;
 use crate::plan::{DataFacts, Planner};
-use crate::proof::Digest;
 use crate::run::Data;
 use crate::step::Recompute;
 use crate::weights::{Checkpoint, expected_tensors};
@@ -91,7 +91,7 @@ fn recompute(
 
 /// What a checkpoint and the run that goes on from it must have in common. How often is saved, and where files
 /// are, is none of it.
-pub(super) fn fingerprint(spec: &RunSpec, data: &Data, base: &Digest, plan: &LoraPlan) -> Result<Fingerprint> {
+pub(super) fn fingerprint(spec: &RunSpec, data: &Data, before: &Before, plan: &LoraPlan) -> Result<Fingerprint> {
     let standard = Parameters::default();
     let decisive = Parameters {
         save_steps: standard.save_steps,
@@ -106,8 +106,12 @@ pub(super) fn fingerprint(spec: &RunSpec, data: &Data, base: &Digest, plan: &Lor
         .with_fields(&decisive)?
         .with("dataset", &report.training.sha256)
         .with("training examples", report.split.training.examples)
-        .with("base model in memory", base)
+        .with("base model in memory", before.base)
         .with("adapted modules", plan.modules.len());
+    // A fresh one follows from the settings.
+    if spec.parameters.init_adapter.is_some() {
+        fingerprint = fingerprint.with("init_adapter", before.adapter.whole());
+    }
     if let Some(validation) = &report.validation {
         fingerprint = fingerprint.with("validation dataset", &validation.sha256);
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Data;
+use super::closing::Before;
 use super::learner::{Learner, fingerprint};
 use super::rules::Rules;
 use super::watch::Watch;
@@ -10,7 +11,6 @@ use super::{RunSpec, reading};
 use crate::checkpoint::{Captured, Checkpoints, Ended};
 use crate::events::{Event, LayerHealth, Stage, StepMetrics, StepTime};
 use crate::optim::Optimizer;
-use crate::proof::Digest;
 use crate::schedule::Schedule;
 use crate::step::{ExpertCounts, Gradients, Position, StepOptions, accumulate_timed};
 use crate::{Error, Result};
@@ -83,7 +83,7 @@ impl<'a> Training<'a> {
         spec: &'a RunSpec,
         data: &'a Data,
         learner: &'a Learner,
-        base: &Digest,
+        before: &Before,
         watch: &mut Watch,
     ) -> Result<Self> {
         let parameters = &spec.parameters;
@@ -91,7 +91,7 @@ impl<'a> Training<'a> {
         let (checkpoints, notes) = Checkpoints::open(
             &spec.checkpoint_dir,
             parameters.keep_checkpoints,
-            fingerprint(spec, data, base, &learner.plan)?,
+            fingerprint(spec, data, before, &learner.plan)?,
             watch.around.storage.clone(),
         )?;
         notes.into_iter().for_each(|note| watch.warn(note));

@@ -3,6 +3,8 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStderr, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -15,8 +17,9 @@ use crate::{
 /// What a shell says of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Nobody can tell from outside when a step or an evaluation is under way: attempts until one was hit.
-const ATTEMPTS: usize = 20;
+/// Nobody can tell from outside when a step or an evaluation is under way: attempts until one was hit, each after a
+/// pause twice as long as the one before, so that a slow machine and a fast one both get there.
+const ATTEMPTS: u32 = 16;
 
 /// A process, and what it has said on standard error.
 struct Watched {
@@ -55,8 +58,13 @@ impl Watched {
 
 /// Interrupts a run when it says something.
 pub(crate) fn interrupted(command: &mut Command, signal: &str, when: &str) -> Said {
+    interrupted_after(command, signal, when, Duration::ZERO)
+}
+
+fn interrupted_after(command: &mut Command, signal: &str, when: &str, pause: Duration) -> Said {
     let mut watched = Watched::start(command);
     watched.until(when);
+    thread::sleep(pause);
     watched.send(signal);
     watched.end()
 }
@@ -148,10 +156,11 @@ fn interrupted_between(evaluating: bool, stood: impl Fn(&Value) -> bool) {
     let parameters = long(evaluating);
     let unbroken = Place::unbroken(parameters.clone());
     let when = if evaluating { "after step 5: " } else { "training " };
-    for attempt in 1.. {
-        assert!(attempt <= ATTEMPTS, "never interrupted there");
+    for attempt in 0.. {
+        assert!(attempt < ATTEMPTS, "never interrupted there");
         let place = Place::new(parameters.clone());
-        let said = interrupted(&mut place.train(), if attempt % 2 == 0 { "INT" } else { "TERM" }, when);
+        let (signal, pause) = (if attempt % 2 == 0 { "INT" } else { "TERM" }, Duration::from_millis(1 << attempt));
+        let said = interrupted_after(&mut place.train(), signal, when, pause);
         if said.code == Some(0) {
             // The machine was busy, and the signal came late.
             continue;

@@ -26,4 +26,5 @@ pub mod step;
 pub mod stop;
 pub mod weights;
 
+pub use brightrun_kernels::allocator;
 pub use error::{Error, Result};

@@ -21,10 +21,12 @@ mod train;
 mod validate;
 
 use std::{
+    env,
     io::{self, IsTerminal},
     process::ExitCode,
 };
 
+use brightrun_trainer::allocator;
 use clap::{Parser, Subcommand};
 use indicatif::MultiProgress;
 use tracing_subscriber::EnvFilter;
@@ -67,6 +69,10 @@ enum Command {
 
 /// The program: reads the command line, does what it says, and gives the exit code.
 pub fn run() -> ExitCode {
+    // Who says how many heaps it should have gets those.
+    if env::var_os("MALLOC_ARENA_MAX").is_none() {
+        allocator::share_one_heap();
+    }
     let arguments = Arguments::parse();
     let terminal = MultiProgress::new();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

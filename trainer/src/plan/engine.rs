@@ -40,8 +40,10 @@ pub(super) struct Engine {
     pub(super) workspace: u64,
     /// What an allocator holds on to, whatever it is asked for.
     pub(super) heap: u64,
-    /// How many of the largest buffers it holds on to besides.
-    heap_buffers: f64,
+    /// And where the base is kept in full precision.
+    full_precision_heap: u64,
+    /// What telling the end takes.
+    pub(super) closing: u64,
 }
 
 /// Program text, runtime and thread stacks: a process of ours that does nothing has 13.5 MiB resident (Linux), one that
@@ -49,18 +51,22 @@ pub(super) struct Engine {
 const CPU_PROCESS: u64 = 16 * MIB;
 /// A block of decoded weights (`lora_linear`: 2^18 values) and the packed side of a product (at most 512 by 1,024 values).
 const CPU_WORKSPACE: u64 = MIB + 2 * MIB;
+/// The loss curve's pixels, as they are drawn and as they are written, and the texts beside it: more than a step takes of
+/// the smallest models.
+const CPU_CLOSING: u64 = 1920 * 1080 * (4 + 3) + 5 * MIB;
 /// A thread's slab for packed blocks: the size of its L2 cache, here that of common servers.
 const CPU_THREAD_WORKSPACE: u64 = MIB;
 
-/// What glibc's heap holds that nobody uses, holes between what is in use and the end that it keeps: something always,
-/// something for every thread, since each has a heap of its own, and a share of the largest buffer, up to where buffers come
-/// from the system one by one. A fit to whole runs of 0.3 to 2.7 GB on one, two and six threads, where it was 20 to 180 MB
-/// and 10 more or less from run to run.
-const CPU_HEAP: u64 = 8 * MIB;
+/// What glibc's one heap (`allocator::share_one_heap`) holds that nobody uses, holes between what is in use and the end that it
+/// keeps: something always, something for every thread, one of the largest buffers, up to where buffers come from the
+/// system one by one; and what reading a base in full precision leaves. A fit to whole runs of 0.15 to 2.7 GB on one and two
+/// threads, where it was 15 to 120 MB and 5 to 10 more or less from run to run.
+const CPU_HEAP: u64 = 4 * MIB;
 const CPU_THREAD_HEAP: u64 = 4 * MIB;
-const CPU_HEAP_BUFFERS: f64 = 2.2;
+const CPU_FULL_PRECISION_HEAP: u64 = 16 * MIB;
 const CPU_HEAP_BUFFER: u64 = 48 * MIB;
-const CPU_MOST_BUFFERS: u64 = 4;
+/// Each of the two is at most so many of the largest buffers.
+const CPU_MOST_BUFFERS: u64 = 2;
 
 /// What a CUDA context with its modules takes on a data-centre card: 400 to 550 MiB are commonly reported.
 const GPU_CONTEXT: u64 = 550 * MIB;
@@ -92,7 +98,8 @@ impl Engine {
             process: CPU_PROCESS,
             workspace: CPU_WORKSPACE + threads * CPU_THREAD_WORKSPACE,
             heap: CPU_HEAP + threads * CPU_THREAD_HEAP,
-            heap_buffers: CPU_HEAP_BUFFERS,
+            full_precision_heap: CPU_FULL_PRECISION_HEAP,
+            closing: CPU_CLOSING,
         }
     }
 
@@ -110,15 +117,20 @@ impl Engine {
             workspace: GPU_WORKSPACE,
             // What an allocator loses is in the share of a card that no plan fills.
             heap: 0,
-            heap_buffers: 0.0,
+            full_precision_heap: 0,
+            closing: 0,
         }
     }
 
     /// What an allocator holds on to that nobody uses, where the largest buffer has so many bytes.
-    pub(super) fn allocator(&self, largest: u64) -> u64 {
-        let held = self.heap + (self.heap_buffers * largest.min(CPU_HEAP_BUFFER) as f64) as u64;
+    pub(super) fn allocator(&self, largest: u64, quantised: bool) -> u64 {
+        if self.heap == 0 {
+            return 0;
+        }
         // Small runs leave small holes.
-        held.min(CPU_MOST_BUFFERS * largest)
+        let most = CPU_MOST_BUFFERS * largest;
+        let read = if quantised { 0 } else { self.full_precision_heap.min(most) };
+        read + (self.heap + largest.min(CPU_HEAP_BUFFER)).min(most)
     }
 
     /// Bytes of so many activations.

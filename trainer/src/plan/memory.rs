@@ -42,6 +42,8 @@ pub struct Memory {
     pub peak_at: String,
     /// The most that is there while the base is read.
     pub loading: u64,
+    /// The most that is there while the end is told.
+    pub closing: u64,
     /// What the head and the loss take, logits included.
     pub head: u64,
     /// What one layer of each kind takes.
@@ -94,6 +96,15 @@ impl Moment {
     }
 }
 
+// === impl Memory ===
+
+impl Memory {
+    /// The most that a run has at any time.
+    pub fn most(&self) -> u64 {
+        self.peak.max(self.loading).max(self.closing)
+    }
+}
+
 // === impl Step ===
 
 impl Step<'_> {
@@ -105,8 +116,8 @@ impl Step<'_> {
         let (workspace, tokens) = (self.engine.workspace, self.tokens());
         let (base, process) = (self.base.all, self.engine.process);
         let largest = costs.iter().map(|cost| cost.largest_buffer).max().unwrap_or_default();
-        let allocator = self.engine.allocator(largest);
-        let always = base + adapters + optimizer + workspace + tokens + allocator + process;
+        let allocator = self.engine.allocator(largest, self.parameters.base_precision == PrecisionKind::Nf4);
+        let lasting = base + adapters + optimizer + workspace + tokens + process;
         Memory {
             base,
             adapters,
@@ -118,9 +129,10 @@ impl Step<'_> {
             tokens,
             allocator,
             process,
-            peak: always + most.total(),
+            peak: lasting + allocator + most.total(),
             peak_at: most.at,
             loading: process + adapters + self.base.loading,
+            closing: lasting + self.engine.closing,
             head: self.head(),
             layers: self.layer_kinds(&costs),
         }

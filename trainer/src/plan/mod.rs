@@ -276,7 +276,7 @@ impl<'a> Planner<'a> {
             recompute,
         };
         let time = load.time(machine);
-        let peak_bytes = memory.peak.max(memory.loading);
+        let peak_bytes = memory.most();
         let usable_bytes = machine.usable_bytes();
         Plan {
             machine: machine.clone(),

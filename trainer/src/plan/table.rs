@@ -95,7 +95,8 @@ impl Plan {
             writeln!(out, "  {}; {text}", layer.kind)?;
         }
         row(out, "head and loss", format!("{:>8}", gigabytes(memory.head)))?;
-        row(out, "while loading", format!("{:>8}", gigabytes(memory.loading)))
+        row(out, "while loading", format!("{:>8}", gigabytes(memory.loading)))?;
+        row(out, "at the end", format!("{:>8}", gigabytes(memory.closing)))
     }
 
     fn write_work(&self, out: &mut Formatter<'_>) -> fmt::Result {

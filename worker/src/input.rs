@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     job::{BaseModel, Dataset},
+    net::{self, Network},
     progress::Progress,
     storage::{self, FetchLimits, FetchProgress, S3Settings, Source, SourcePolicy},
 };
@@ -42,14 +43,17 @@ pub(crate) struct FetchOptions {
 impl FetchOptions {
     fn policy(&self) -> anyhow::Result<SourcePolicy> {
         let read = |path: &PathBuf| {
-            let certificates = fs::read(path).and_then(|pem| storage::certificates_from_pem(&pem));
+            let certificates = fs::read(path).and_then(|pem| net::certificates_from_pem(&pem));
             certificates.with_context(|| format!("--root-certificates {}", path.display()))
         };
         Ok(SourcePolicy {
             plain_http: self.allow_http,
-            private_addresses: self.allow_private_addresses,
+            network: Network {
+                private_addresses: self.allow_private_addresses,
+                extra_root_certificates: self.root_certificates.as_ref().map(read).transpose()?.unwrap_or_default(),
+                ..Network::default()
+            },
             max_bytes: self.max_dataset_bytes,
-            extra_root_certificates: self.root_certificates.as_ref().map(read).transpose()?.unwrap_or_default(),
             s3: S3Settings::from_environment().map_err(anyhow::Error::msg)?,
             ..SourcePolicy::local()
         })

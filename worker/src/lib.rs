@@ -9,6 +9,7 @@ mod input;
 mod job;
 mod local_run;
 mod merge;
+pub mod net;
 mod output;
 mod prices;
 mod progress;

@@ -8,7 +8,10 @@ use std::{
 };
 
 use brightrun_tests::faults::{FaultServer, Reply};
-use brightrun_worker::storage::{FetchLimits, Source, SourcePolicy, fetch};
+use brightrun_worker::{
+    net::Network,
+    storage::{FetchLimits, Source, SourcePolicy, fetch},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Bench, NAME, body};
@@ -26,7 +29,11 @@ const LONG: usize = NOTED + (16 << 20);
 async fn the_other_process() {
     let (Ok(address), Ok(folder)) = (env::var(ADDRESS), env::var(FOLDER)) else { return };
     let (source, target) = (Source::parse(&address).unwrap(), Path::new(&folder).join(NAME));
-    let policy = SourcePolicy { plain_http: true, private_addresses: true, ..SourcePolicy::service() };
+    let policy = SourcePolicy {
+        plain_http: true,
+        network: Network { private_addresses: true, ..Network::default() },
+        ..SourcePolicy::service()
+    };
     let token = CancellationToken::new();
     let outcome = fetch(&source, &target, &policy, &FetchLimits::default(), &|_| {}, &token).await;
     println!("{outcome:?}");
@@ -53,7 +60,7 @@ async fn a_fetch_that_is_killed_is_resumed_by_the_next_one() {
     let server = FaultServer::start().await.unwrap();
     let content = body(LONG);
     let good = Reply::file(content.clone()).etag("\"a\"");
-    server.on("/d", [good.clone().dripping(1 << 20, Duration::from_millis(5)), good]);
+    server.on("/d", [good.clone().dripping(1 << 20, Duration::from_millis(20)), good]);
     let bench = Bench::new(&[&server]);
     let mut child = other(&[], &server.url("/d"), &bench).spawn().unwrap();
     while !bench.folder.path().join(format!("{NAME}.part.json")).exists() {
@@ -66,7 +73,9 @@ async fn a_fetch_that_is_killed_is_resumed_by_the_next_one() {
 
     let fetched = bench.expect(&server.url("/d"), &content).await;
     assert_eq!((fetched.resumed, server.count("/d")), (1, 2));
-    assert_eq!(server.seen()[1].range_start(), Some(NOTED));
+    // Where it was noted depends on the pieces in which it came.
+    let from = server.seen()[1].range_start().unwrap();
+    assert!((NOTED..LONG).contains(&from), "{from}");
 }
 
 /// The limit on the size of a file stands in for a full disk: the same call fails at the same place.

@@ -15,7 +15,10 @@ mod transport;
 use std::{fs, io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use brightrun_tests::faults::FaultServer;
-use brightrun_worker::storage::{FetchError, FetchLimits, Fetched, Source, SourcePolicy, fetch};
+use brightrun_worker::{
+    net::Network,
+    storage::{FetchError, FetchLimits, Fetched, Source, SourcePolicy, fetch},
+};
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -46,7 +49,11 @@ impl Bench {
         };
         Self {
             folder: tempfile::tempdir().unwrap(),
-            policy: SourcePolicy { plain_http: true, allowed_addresses, ..SourcePolicy::service() },
+            policy: SourcePolicy {
+                plain_http: true,
+                network: Network { allowed_addresses, ..Network::default() },
+                ..SourcePolicy::service()
+            },
             limits,
             cancel: CancellationToken::new(),
         }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use brightrun_tests::faults::{FaultServer, Reply};
-use brightrun_worker::storage::{Names, SourcePolicy};
+use brightrun_worker::{
+    net::{Names, Network},
+    storage::SourcePolicy,
+};
 
 use crate::{Bench, body, says};
 
@@ -17,7 +20,10 @@ use crate::{Bench, body, says};
 async fn a_service_takes_neither_files_nor_plain_links() {
     let server = FaultServer::start().await.unwrap();
     let mut bench = Bench::new(&[&server]);
-    bench.policy = SourcePolicy { allowed_addresses: vec![server.address()], ..SourcePolicy::service() };
+    bench.policy = SourcePolicy {
+        network: Network { allowed_addresses: vec![server.address()], ..Network::default() },
+        ..SourcePolicy::service()
+    };
     says(&bench.fails(&server.url("/d")).await, "NotAllowed", "use an https:// link");
     for file in ["file:///etc/hostname", "/etc/hostname", "relative.jsonl"] {
         says(&bench.fails(file).await, "NotAllowed", "files of this machine are not allowed here");
@@ -66,7 +72,7 @@ async fn addresses_that_are_not_public_are_refused_in_every_spelling() {
     }
     assert!(server.seen().is_empty());
     let mut bench = Bench::new(&[]);
-    bench.policy.private_addresses = true;
+    bench.policy.network.private_addresses = true;
     server.on("/d", [Reply::file("x")]);
     bench.expect(&server.url("/d"), b"x").await;
 }
@@ -131,7 +137,7 @@ async fn a_name_is_resolved_once_and_what_was_checked_is_used() {
     let asked = Arc::new(AtomicUsize::new(0));
     let mut bench = Bench::new(&[&server]);
     let count = asked.clone();
-    bench.policy.names = Names::with(move |_| {
+    bench.policy.network.names = Names::with(move |_| {
         let first = count.fetch_add(1, Ordering::SeqCst) == 0;
         let address: IpAddr = if first { [127, 0, 0, 1].into() } else { [169, 254, 169, 254].into() };
         Ok(vec![address])
@@ -148,10 +154,10 @@ async fn a_name_is_resolved_once_and_what_was_checked_is_used() {
 async fn one_bad_address_among_good_ones_is_enough() {
     let server = FaultServer::start().await.unwrap();
     let mut bench = Bench::new(&[&server]);
-    bench.policy.names = Names::with(|_| Ok(vec![[127, 0, 0, 1].into(), [10, 0, 0, 7].into()]));
+    bench.policy.network.names = Names::with(|_| Ok(vec![[127, 0, 0, 1].into(), [10, 0, 0, 7].into()]));
     let url = format!("http://data.example.test:{}/d", server.address().port());
     says(&bench.fails(&url).await, "RefusedAddress", "10.0.0.7, which is refused: a private network");
     assert!(server.seen().is_empty());
-    bench.policy.names = Names::with(|_| Ok(Vec::new()));
+    bench.policy.network.names = Names::with(|_| Ok(Vec::new()));
     says(&bench.fails(&url).await, "Unreachable", "has no address");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use brightrun_tests::faults::{FaultServer, Reply};
-use brightrun_worker::storage::{Names, certificates_from_pem};
+use brightrun_worker::net::{Names, certificates_from_pem};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tokio_rustls::{
@@ -35,8 +35,8 @@ async fn server(name: &str) -> (FaultServer, String) {
 fn bench(servers: &[&FaultServer], pem: &str) -> Bench {
     let mut bench = Bench::new(servers);
     bench.policy.plain_http = false;
-    bench.policy.names = Names::with(|_| Ok(vec![[127, 0, 0, 1].into()]));
-    bench.policy.extra_root_certificates = certificates_from_pem(pem.as_bytes()).unwrap();
+    bench.policy.network.names = Names::with(|_| Ok(vec![[127, 0, 0, 1].into()]));
+    bench.policy.network.extra_root_certificates = certificates_from_pem(pem.as_bytes()).unwrap();
     bench
 }
 
@@ -91,7 +91,7 @@ async fn a_server_without_tls_behind_an_https_link_is_named() {
     });
     let (_, pem) = server(HOST).await;
     let mut bench = bench(&[], &pem);
-    bench.policy.allowed_addresses = vec![address];
+    bench.policy.network.allowed_addresses = vec![address];
     let error = bench.fails(&format!("https://{HOST}:{}/d", address.port())).await;
     says(&error, "Unreachable", "no encrypted connection");
 }

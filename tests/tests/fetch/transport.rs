@@ -222,7 +222,7 @@ async fn what_is_no_http_is_named() {
 #[tokio::test]
 async fn a_server_that_is_not_there_is_tried_and_named() {
     let mut bench = Bench::new(&[]);
-    bench.policy.allowed_addresses.push(nobody());
+    bench.policy.network.allowed_addresses.push(nobody());
     says(&bench.fails(&format!("http://{}/d", nobody())).await, "Unreachable", "3 attempts");
     says(&bench.fails("https://no-such-host.invalid/d").await, "Unreachable", "cannot be resolved");
 }

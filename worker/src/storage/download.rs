@@ -11,8 +11,8 @@ use tokio::{task::spawn_blocking, time::Instant};
 use super::{
     FetchProgress, Fetched,
     error::{Failure, FetchError, Trouble, TroubleKind},
-    exchange::Dialer,
     expiry::for_people,
+    fetching::Fetching,
     link::Link,
     opened::{Opened, Rest},
     partial::{Content, Finished, Partial, Validator},
@@ -40,7 +40,7 @@ impl Origin {
 /// A fetch over the network.
 pub(super) struct Download<'a> {
     origin: Origin,
-    dialer: Arc<Dialer>,
+    fetching: Arc<Fetching>,
     progress: &'a (dyn Fn(FetchProgress) + Send + Sync),
     place: String,
     target: PathBuf,
@@ -60,7 +60,7 @@ impl<'a> Download<'a> {
     /// Opens what an earlier fetch left at `target`. `identity` is the address without what differs from link to link.
     pub(super) async fn open(
         origin: Origin,
-        dialer: Arc<Dialer>,
+        fetching: Arc<Fetching>,
         progress: &'a (dyn Fn(FetchProgress) + Send + Sync),
         place: String,
         identity: String,
@@ -71,7 +71,7 @@ impl<'a> Download<'a> {
         let opened = opened.and_then(|opened| opened).map_err(disk(target))?;
         let partial = Some(opened.ok_or_else(|| FetchError::Busy { path: target.to_owned() })?);
         let target = target.to_owned();
-        Ok(Self { origin, dialer, progress, place, target, partial, received: 0, resumed: 0, changes: 0, seen: None })
+        Ok(Self { origin, fetching, progress, place, target, partial, received: 0, resumed: 0, changes: 0, seen: None })
     }
 
     /// Brings the file to its place.
@@ -95,13 +95,13 @@ impl<'a> Download<'a> {
     }
 
     async fn finish(self, partial: Partial) -> Result<Fetched, FetchError> {
-        let (place, dialer) = (self.place, self.dialer);
-        let most = dialer.policy.max_bytes;
+        let (place, fetching) = (self.place, self.fetching);
+        let most = fetching.policy.max_bytes;
         let etag = match &partial.content.validator {
             Some(Validator::ETag(tag)) => Some(tag.clone()),
             _ => None,
         };
-        let work = move || partial.finish(most, &|| dialer.watch.is_cancelled());
+        let work = move || partial.finish(most, &|| fetching.is_cancelled());
         let finished = spawn_blocking(work).await.map_err(io::Error::other);
         match finished.and_then(|finished| finished).map_err(disk(&self.target))? {
             Finished::Whole { bytes, sha256 } => Ok(Fetched { bytes, sha256, etag, resumed: self.resumed }),
@@ -114,8 +114,8 @@ impl<'a> Download<'a> {
     }
 
     async fn attempts(&mut self) -> Result<(), FetchError> {
-        let dialer = self.dialer.clone();
-        let limits = &dialer.limits;
+        let fetching = self.fetching.clone();
+        let limits = &fetching.limits;
         let mut failed = 0;
         loop {
             let before = self.received;
@@ -137,7 +137,7 @@ impl<'a> Download<'a> {
                 return Err(FetchError::ServerFailed { place: self.place.clone(), attempts: failed, why });
             }
             tracing::info!("{}: {trouble}; trying again", self.place);
-            match dialer.watch.pause(limits.pause(failed).max(wait)).await {
+            match fetching.pause(limits.pause(failed).max(wait)).await {
                 Err(Failure::Final(error)) => return Err(error),
                 _ => continue,
             }
@@ -160,8 +160,7 @@ impl<'a> Download<'a> {
         if expected.is_some_and(|expected| expected != self.bytes()) {
             return Err(Trouble::new(TroubleKind::ServerFailed, "the answer ended before the file did").into());
         }
-        let watch = &self.dialer.watch;
-        if watch.within(self.dialer.limits.idle, "the end", opened.flow.sends_more()).await? {
+        if self.fetching.within(self.fetching.limits.idle, "the end", opened.flow.sends_more()).await? {
             return Err(Trouble::broken_anew("it sent more bytes than it had announced").into());
         }
         (self.progress)(FetchProgress { bytes: self.bytes(), total: Some(self.bytes()) });
@@ -170,7 +169,7 @@ impl<'a> Download<'a> {
 
     /// Compares the answer's head with what is there and what is allowed.
     async fn begin(&mut self, opened: &Opened) -> Result<(), Failure> {
-        let most = self.dialer.policy.max_bytes;
+        let most = self.fetching.policy.max_bytes;
         if let Some(total) = opened.content.total.filter(|total| *total > most) {
             return Err(
                 FetchError::TooLarge { place: self.place.clone(), found: format!("{total} bytes"), most }.into()
@@ -184,7 +183,7 @@ impl<'a> Download<'a> {
                 self.changes += 1;
             }
             self.seen.clone_from(now);
-            if self.changes >= self.dialer.limits.changes {
+            if self.changes >= self.fetching.limits.changes {
                 return Err(FetchError::Changed { place: self.place.clone(), times: self.changes }.into());
             }
             let content = opened.content.clone();
@@ -195,11 +194,11 @@ impl<'a> Download<'a> {
     }
 
     async fn receive(&mut self, opened: &mut Opened, buffer: &mut Vec<u8>) -> Result<(), Failure> {
-        let dialer = self.dialer.clone();
-        let (limits, most) = (&dialer.limits, dialer.policy.max_bytes);
+        let fetching = self.fetching.clone();
+        let (limits, most) = (&fetching.limits, fetching.policy.max_bytes);
         let needed = (limits.minimum_rate as f64 * limits.rate_window.as_secs_f64()) as u64;
         let (mut window, mut in_window) = (Instant::now(), 0);
-        while let Some(piece) = dialer.watch.within(limits.idle, "the next byte", opened.flow.next()).await?? {
+        while let Some(piece) = fetching.within(limits.idle, "the next byte", opened.flow.next()).await?? {
             buffer.extend_from_slice(&piece);
             self.received += piece.len() as u64;
             in_window += piece.len() as u64;

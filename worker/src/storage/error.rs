@@ -5,6 +5,8 @@ use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 use thiserror::Error;
 
 use super::expiry::for_people;
+use crate::net;
+pub(super) use crate::net::TroubleKind;
 
 /// Why a dataset could not be fetched. `place` is the address without its secrets; no variant holds more of it.
 #[derive(Debug, Error)]
@@ -219,21 +221,13 @@ impl From<FetchError> for Failure {
 #[derive(Debug, Clone, Error)]
 #[error("{why}")]
 pub(super) struct Trouble {
+    /// Which error it becomes when it does not end.
     pub(super) kind: TroubleKind,
     pub(super) why: String,
     /// The server's wish.
     pub(super) wait: Option<Duration>,
     /// What is there already cannot be continued.
     pub(super) anew: bool,
-}
-
-/// Which error a trouble becomes when it does not end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TroubleKind {
-    Unreachable,
-    ServerFailed,
-    BrokenAnswer,
-    TooSlow,
 }
 
 impl Trouble {
@@ -254,6 +248,14 @@ impl Trouble {
             TroubleKind::BrokenAnswer => FetchError::BrokenAnswer { place, attempts, why },
             TroubleKind::TooSlow => FetchError::TooSlow { place, attempts, why },
         }
+    }
+}
+
+impl From<net::Trouble> for Trouble {
+    fn from(trouble: net::Trouble) -> Self {
+        // A server that does not speak HTTP may have sent anything before.
+        let anew = trouble.kind == TroubleKind::BrokenAnswer;
+        Self { anew, ..Self::new(trouble.kind, trouble.why) }
     }
 }
 

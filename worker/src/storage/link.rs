@@ -17,20 +17,20 @@ use url::Url;
 
 use super::{
     error::{Failure, FetchError, Trouble, TroubleKind},
-    exchange::{Body, Dialer},
     expiry,
+    fetching::Fetching,
     opened::{Flow, Opened, Rest, check_range, validator},
     partial::Content,
     refusal::{MAX_REFUSAL_BYTES, Said, meaning},
     source::joined,
 };
-use crate::redacted::Redacted;
+use crate::{net::Body, redacted::Redacted};
 
 const AGENT: &str = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
 
 /// A file behind a link.
 pub(super) struct Link {
-    pub(super) dialer: Arc<Dialer>,
+    pub(super) fetching: Arc<Fetching>,
     pub(super) url: Url,
 }
 
@@ -45,7 +45,7 @@ impl Link {
             let place = Redacted::url(url.clone()).to_string();
             self.check(&url, &place)?;
             let request = request(&url, rest)?;
-            let (head, mut body) = self.dialer.exchange(&url, request, &place, false).await?;
+            let (head, mut body) = self.fetching.exchange(&url, request, &place, false).await?;
             match head.status.as_u16() {
                 200 => return whole(&head, body, &place),
                 206 => return part(&head, body, &place, rest, total),
@@ -62,7 +62,7 @@ impl Link {
                 }
                 status => {
                     let begin = body.begin(MAX_REFUSAL_BYTES);
-                    let begin = self.dialer.watch.within(self.dialer.limits.idle, "the error's text", begin).await?;
+                    let begin = self.fetching.within(self.fetching.limits.idle, "the error's text", begin).await?;
                     return Err(refused(status, &begin, &head.headers, &place, &url));
                 }
             }
@@ -71,7 +71,7 @@ impl Link {
 
     /// What can be said about a hop before any packet is sent.
     fn check(&self, url: &Url, place: &str) -> Result<(), FetchError> {
-        if url.scheme() == "http" && !self.dialer.policy.plain_http {
+        if url.scheme() == "http" && !self.fetching.policy.plain_http {
             let what = "links that are not encrypted are not allowed here; use an https:// link";
             return Err(FetchError::NotAllowed { place: place.to_owned(), what });
         }
@@ -83,8 +83,8 @@ impl Link {
 
     fn redirected(&self, from: &Url, headers: &HeaderMap, seen: &HashSet<Url>, place: &str) -> Result<Url, FetchError> {
         let refused = |why: String| FetchError::RefusedRedirect { place: place.to_owned(), why };
-        if seen.len() > self.dialer.limits.redirects {
-            return Err(refused(format!("more than {} times", self.dialer.limits.redirects)));
+        if seen.len() > self.fetching.limits.redirects {
+            return Err(refused(format!("more than {} times", self.fetching.limits.redirects)));
         }
         let location = text(headers, header::LOCATION).ok_or_else(|| refused("without saying where to".into()))?;
         let to = joined(from, location).map_err(|error| refused(format!("to an address that {error}")))?;

@@ -5,11 +5,10 @@
 //! which it fails is a [`FetchError`] that says what to do next and nothing of the link's secrets.
 //! `docs/datasets-fetching.md` lists the faults and what becomes of them.
 
-pub mod address;
 mod download;
 mod error;
-mod exchange;
 mod expiry;
+mod fetching;
 mod gzip;
 pub mod limits;
 mod link;
@@ -20,7 +19,6 @@ mod policy;
 mod refusal;
 mod s3;
 mod source;
-mod watch;
 
 use std::{fs::File, io, path::Path, sync::Arc};
 
@@ -29,14 +27,13 @@ use tokio_util::sync::CancellationToken;
 pub use error::FetchError;
 pub use expiry::LEEWAY;
 pub use limits::FetchLimits;
-pub use policy::{MAX_BYTES, Names, SourcePolicy, certificates_from_pem};
+pub use policy::{MAX_BYTES, SourcePolicy};
 pub use s3::S3Settings;
 pub use source::{MAX_S3_KEY_BYTES, MAX_SOURCE_BYTES, Source, SourceError};
 
 use download::{Download, Origin};
-use exchange::Dialer;
+use fetching::Fetching;
 use link::Link;
-use watch::Watch;
 
 /// How far a fetch is. `bytes` goes back to 0 when it begins anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,25 +80,24 @@ pub async fn fetch(
         return local::copy(path, target, policy, progress, cancel);
     }
     let configuration = |why: String| FetchError::Configuration { place: place.clone(), why };
-    let watch = Watch::new(place.clone(), cancel.clone(), limits.deadline);
-    let tls = exchange::tls(policy).map_err(configuration)?;
-    let dialer = Arc::new(Dialer { policy: policy.clone(), limits: limits.clone(), watch, tls });
+    let fetching = Fetching::new(policy, limits, place.clone(), cancel).map_err(configuration)?;
+    let fetching = Arc::new(fetching);
     let (origin, identity) = match source {
         Source::S3 { bucket, key } => {
             let missing = "no S3 store is set up; the operator sets AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and \
                            S3_ENDPOINT or AWS_REGION";
             let settings = policy.s3.as_ref().ok_or_else(|| configuration(missing.into()))?;
-            let object = s3::Object::new(dialer.clone(), settings, bucket, key, &place);
+            let object = s3::Object::new(fetching.clone(), settings, bucket, key, &place);
             (Origin::Object(object), format!("s3://{bucket}/{key}"))
         }
         Source::Link(url) => {
             let mut identity = url.expose().clone();
             identity.set_query(None);
-            (Origin::Link(Link { dialer: dialer.clone(), url: url.expose().clone() }), identity.to_string())
+            (Origin::Link(Link { fetching: fetching.clone(), url: url.expose().clone() }), identity.to_string())
         }
         Source::File(_) => return Err(configuration("is a file".into())),
     };
-    Download::open(origin, dialer, progress, place.clone(), identity, target).await?.run().await
+    Download::open(origin, fetching, progress, place.clone(), identity, target).await?.run().await
 }
 
 /// Whether a file of this machine has to be fetched before it can be read, because it is compressed.

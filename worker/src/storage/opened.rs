@@ -5,9 +5,9 @@ use hyper::body::Bytes;
 
 use super::{
     error::{Trouble, TroubleKind},
-    exchange::Body,
     partial::{Content, Validator},
 };
+use crate::net::Body;
 
 /// Longest entity tag that is kept.
 const MAX_VALIDATOR_BYTES: usize = 256;
@@ -37,7 +37,7 @@ pub(super) enum Flow {
 impl Flow {
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
         match self {
-            Self::Web(body) => body.next().await,
+            Self::Web(body) => Ok(body.next().await?),
             // The SDK's error names its layers; what happened is always that the bytes ended or were not the right ones.
             Self::S3(stream) => stream.try_next().await.map_err(|_| {
                 Trouble::new(

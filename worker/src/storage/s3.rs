@@ -24,7 +24,7 @@ use url::Url;
 
 use super::{
     error::{Failure, FetchError, Trouble, TroubleKind},
-    exchange::Dialer,
+    fetching::Fetching,
     link::is_gzip,
     opened::{Flow, Opened, Rest, check_range, validator},
     partial::{Content, Validator},
@@ -103,7 +103,7 @@ pub(super) struct Object {
 // === impl Object ===
 
 impl Object {
-    pub(super) fn new(dialer: Arc<Dialer>, settings: &S3Settings, bucket: &str, key: &str, place: &str) -> Self {
+    pub(super) fn new(fetching: Arc<Fetching>, settings: &S3Settings, bucket: &str, key: &str, place: &str) -> Self {
         let failure = Arc::new(Mutex::new(None));
         let credentials = Credentials::new(
             settings.access_key_id.expose(),
@@ -120,7 +120,7 @@ impl Object {
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .http_client(Carrier { dialer, place: place.to_owned(), failure: failure.clone() });
+            .http_client(Carrier { fetching, place: place.to_owned(), failure: failure.clone() });
         if let Some(endpoint) = &settings.endpoint {
             // Names of buckets as names of hosts are Amazon's custom; paths work everywhere else.
             config = config.endpoint_url(endpoint.as_str()).force_path_style(true);
@@ -188,7 +188,7 @@ impl Object {
 
 /// Carries the SDK's requests over this worker's connections.
 struct Carrier {
-    dialer: Arc<Dialer>,
+    fetching: Arc<Fetching>,
     place: String,
     failure: Arc<Mutex<Option<Failure>>>,
 }
@@ -201,7 +201,7 @@ impl fmt::Debug for Carrier {
 
 impl Clone for Carrier {
     fn clone(&self) -> Self {
-        Self { dialer: self.dialer.clone(), place: self.place.clone(), failure: self.failure.clone() }
+        Self { fetching: self.fetching.clone(), place: self.place.clone(), failure: self.failure.clone() }
     }
 }
 
@@ -230,7 +230,7 @@ impl Carrier {
         let mut request = request.try_into_http1x().map_err(|_| odd(()))?;
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
         *request.uri_mut() = target.parse().map_err(|_| odd(()))?;
-        let (head, body) = self.dialer.exchange(&url, request, &self.place, true).await?;
+        let (head, body) = self.fetching.exchange(&url, request, &self.place, true).await?;
         let status = head.status;
         let body = if status.is_success() {
             SdkBody::from_body_1_x(body)

@@ -32,10 +32,9 @@ use tokio_rustls::{
 use url::{Host, Url};
 
 use super::{
-    error::{Failure, FetchError, Trouble, TroubleKind},
-    limits::FetchLimits,
-    policy::SourcePolicy,
-    watch::Watch,
+    error::{NetError, Trouble, TroubleKind},
+    network::Network,
+    patience::Patience,
 };
 
 /// Headers of an answer, all together.
@@ -52,17 +51,19 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 type Io = TokioIo<Box<dyn Stream>>;
 
 /// Makes connections.
-pub(super) struct Dialer {
-    pub(super) policy: SourcePolicy,
-    pub(super) limits: FetchLimits,
-    pub(super) watch: Watch,
-    pub(super) tls: Arc<ClientConfig>,
+pub(crate) struct Dialer {
+    pub(crate) network: Network,
+    pub(crate) tls: Arc<ClientConfig>,
+    /// Resolving a name, and each attempt to connect.
+    pub(crate) connect: Duration,
+    /// From the request to the end of the answer's headers.
+    pub(crate) headers: Duration,
 }
 
-/// TLS as the policy wants it: the public authorities, which are built in, and the operator's.
-pub(super) fn tls(policy: &SourcePolicy) -> Result<Arc<ClientConfig>, String> {
+/// TLS as the operator wants it: the public authorities, which are built in, and the operator's.
+pub(crate) fn tls(network: &Network) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for certificate in &policy.extra_root_certificates {
+    for certificate in &network.extra_root_certificates {
         roots.add(certificate.clone()).map_err(|error| format!("a root certificate of the operator's: {error}"))?;
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -77,20 +78,20 @@ pub(super) fn tls(policy: &SourcePolicy) -> Result<Arc<ClientConfig>, String> {
 impl Dialer {
     /// Sends a request to the host of `url` and waits for the head of the answer. `trusted`: the operator chose the
     /// host, so its address is not checked.
-    pub(super) async fn exchange<B>(
+    pub(crate) async fn exchange<B>(
         &self,
         url: &Url,
         mut request: Request<B>,
-        place: &str,
         trusted: bool,
-    ) -> Result<(Parts, Body), Failure>
+        patience: &Patience,
+    ) -> Result<(Parts, Body), NetError>
     where
         B: HttpBody + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let addresses = self.addresses(url, place, trusted).await?;
-        let stream = self.connect(url, &addresses, place).await?;
+        let addresses = self.addresses(url, trusted, patience).await?;
+        let stream = self.connect(url, &addresses, patience).await?;
         let headers = request.headers_mut();
         let host = url.port().map_or_else(|| host(url), |port| format!("{}:{port}", host(url)));
         headers.insert(HOST, HeaderValue::try_from(host).map_err(broken)?);
@@ -99,21 +100,21 @@ impl Dialer {
         builder.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD_BYTES);
         let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let connection = Connection(tokio::spawn(connection.without_shutdown()));
-        let answer = self.watch.within(self.limits.headers, "the answer", sender.send_request(request)).await?;
+        let answer = patience.within(self.headers, "the answer", sender.send_request(request)).await?;
         let (head, incoming) = answer.map_err(|error| trouble(&error))?.into_parts();
         Ok((head, Body { incoming, connection }))
     }
 
     /// Resolves the host once and checks every address.
-    async fn addresses(&self, url: &Url, place: &str, trusted: bool) -> Result<Vec<SocketAddr>, Failure> {
+    async fn addresses(&self, url: &Url, trusted: bool, patience: &Patience) -> Result<Vec<SocketAddr>, NetError> {
         let port = url.port_or_known_default().unwrap_or(443);
         let found: Vec<IpAddr> = match url.host() {
             Some(Host::Ipv4(address)) => vec![address.into()],
             Some(Host::Ipv6(address)) => vec![address.into()],
             Some(Host::Domain(name)) => {
-                let (names, name) = (self.policy.names.clone(), name.to_owned());
+                let (names, name) = (self.network.names.clone(), name.to_owned());
                 let lookup = tokio::task::spawn_blocking(move || names.resolve(&name));
-                let found = self.watch.within(self.limits.connect, "resolving the host's name", lookup).await?;
+                let found = patience.within(self.connect, "resolving the host's name", lookup).await?;
                 let found = found.map_err(io::Error::other).and_then(|found| found);
                 found.map_err(|error| unreachable(format!("its name cannot be resolved: {error}")))?
             }
@@ -123,29 +124,34 @@ impl Dialer {
             return Err(unreachable("its name has no address"));
         }
         let found: Vec<SocketAddr> = found.into_iter().map(|address| SocketAddr::new(address, port)).collect();
-        let refusal = |address: &SocketAddr| Some((address.ip(), self.policy.refusal(*address)?));
+        let refusal = |address: &SocketAddr| Some((address.ip(), self.network.refusal(*address)?));
         if let Some((address, what)) = found.iter().find_map(refusal).filter(|_| !trusted) {
-            return Err(FetchError::RefusedAddress { place: place.to_owned(), address, what }.into());
+            return Err(NetError::RefusedAddress { address, what });
         }
         Ok(found)
     }
 
-    async fn connect(&self, url: &Url, addresses: &[SocketAddr], place: &str) -> Result<Box<dyn Stream>, Failure> {
+    async fn connect(
+        &self,
+        url: &Url,
+        addresses: &[SocketAddr],
+        patience: &Patience,
+    ) -> Result<Box<dyn Stream>, NetError> {
         let tried = &addresses[..addresses.len().min(MAX_ADDRESSES)];
-        let share = self.limits.connect / tried.len().max(1) as u32;
+        let share = self.connect / tried.len().max(1) as u32;
         let mut last = unreachable("its name has no address");
         for address in tried {
-            match self.watch.within(share, "connecting", TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return self.encrypt(url, stream, place).await,
+            match patience.within(share, "connecting", TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return self.encrypt(url, stream, patience).await,
                 Ok(Err(error)) => last = unreachable(format!("no connection: {error}")),
-                Err(Failure::Again(trouble)) => last = unreachable(trouble.why),
+                Err(NetError::Trouble(trouble)) => last = unreachable(trouble.why),
                 Err(end) => return Err(end),
             }
         }
         Err(last)
     }
 
-    async fn encrypt(&self, url: &Url, stream: TcpStream, place: &str) -> Result<Box<dyn Stream>, Failure> {
+    async fn encrypt(&self, url: &Url, stream: TcpStream, patience: &Patience) -> Result<Box<dyn Stream>, NetError> {
         // Pieces of a request are small, and there is one request; the setting is a matter of speed only.
         let _ = stream.set_nodelay(true);
         if url.scheme() != "https" {
@@ -158,9 +164,9 @@ impl Dialer {
             None => return Err(unreachable("it has no host")),
         };
         let handshake = TlsConnector::from(self.tls.clone()).connect(name, stream);
-        match self.watch.within(self.limits.connect, "the TLS handshake", handshake).await? {
+        match patience.within(self.connect, "the TLS handshake", handshake).await? {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => Err(tls_trouble(&error, place)),
+            Err(error) => Err(tls_trouble(&error)),
         }
     }
 }
@@ -169,20 +175,18 @@ fn host(url: &Url) -> String {
     url.host_str().unwrap_or_default().to_owned()
 }
 
-fn unreachable(why: impl Into<String>) -> Failure {
+fn unreachable(why: impl Into<String>) -> NetError {
     Trouble::new(TroubleKind::Unreachable, why).into()
 }
 
-fn broken(error: impl Display) -> Failure {
+fn broken(error: impl Display) -> NetError {
     Trouble::new(TroubleKind::BrokenAnswer, error.to_string()).into()
 }
 
-fn tls_trouble(error: &io::Error, place: &str) -> Failure {
+fn tls_trouble(error: &io::Error) -> NetError {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     match cause {
-        Some(rustls::Error::InvalidCertificate(why)) => {
-            FetchError::Untrusted { place: place.to_owned(), why: why.to_string() }.into()
-        }
+        Some(rustls::Error::InvalidCertificate(why)) => NetError::Untrusted(why.to_string()),
         _ => unreachable(format!("no encrypted connection: {error}")),
     }
 }
@@ -197,7 +201,7 @@ fn trouble(error: &hyper::Error) -> Trouble {
         ended |= kind == Some(io::ErrorKind::UnexpectedEof);
     }
     if error.is_parse() {
-        return Trouble::broken_anew(format!("it is not HTTP: {cause}"));
+        return Trouble::new(TroubleKind::BrokenAnswer, format!("it is not HTTP: {cause}"));
     }
     if ended {
         return Trouble::new(TroubleKind::ServerFailed, "the connection ended before the answer did");
@@ -219,14 +223,14 @@ impl Drop for Connection {
 // === impl Body ===
 
 /// The body of an answer.
-pub(super) struct Body {
+pub(crate) struct Body {
     incoming: Incoming,
     connection: Connection,
 }
 
 impl Body {
     /// The next piece; nothing at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
         while let Some(frame) = self.incoming.frame().await {
             match frame.map_err(|error| trouble(&error))?.into_data() {
                 Ok(bytes) if bytes.is_empty() => {}
@@ -239,7 +243,7 @@ impl Body {
     }
 
     /// At most so many bytes, and whatever came before an error: enough to see why a server refuses.
-    pub(super) async fn begin(&mut self, most: usize) -> Vec<u8> {
+    pub(crate) async fn begin(&mut self, most: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Ok(Some(piece)) = self.next().await {
             bytes.extend_from_slice(&piece[..piece.len().min(most - bytes.len())]);
@@ -252,7 +256,7 @@ impl Body {
 
     /// Once the body is read: whether the server goes on sending. It was asked to close, so bytes that still come mean
     /// that the length it announced is wrong, and the body was cut.
-    pub(super) async fn sends_more(mut self) -> bool {
+    pub(crate) async fn sends_more(mut self) -> bool {
         let ended = timeout(LINGER, &mut self.connection.0).await;
         let Ok(Ok(ended)) = ended else { return false };
         match ended {
@@ -268,7 +272,7 @@ impl Body {
     }
 
     /// For an SDK, which reads as it likes: at most `most` bytes.
-    pub(super) fn limited(self, most: usize) -> http_body_util::Limited<Self> {
+    pub(crate) fn limited(self, most: usize) -> http_body_util::Limited<Self> {
         http_body_util::Limited::new(self, most)
     }
 }

@@ -1,0 +1,15 @@
+//! One request to one checked address: what everything that speaks HTTP here stands on.
+//!
+//! [`Network`] is what the operator allows, [`Patience`] how long is waited, [`Dialer`] makes connections.
+
+pub mod address;
+mod error;
+mod exchange;
+mod network;
+mod patience;
+
+pub use network::{Names, Network, certificates_from_pem};
+
+pub(crate) use error::{NetError, Trouble, TroubleKind};
+pub(crate) use exchange::{Body, Dialer, tls};
+pub(crate) use patience::Patience;

@@ -1,12 +1,18 @@
 //! Ctrl-C and SIGTERM: the run keeps what it has learnt and ends.
 
-use std::{io, process, thread};
+use std::{
+    io, process, thread,
+    time::{Duration, Instant},
+};
 
 use brightrun_trainer::stop::{Stop, StopKind};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What a shell says of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
+/// Signals that come so soon after the first are the same wish: `timeout` and some supervisors signal a process and then its
+/// group.
+const SAME_WISH: Duration = Duration::from_millis(300);
 
 /// From now on the first signal asks for a pause, and the second ends the process where it stands.
 pub(crate) fn listen(stop: &Stop) -> io::Result<()> {
@@ -19,9 +25,13 @@ pub(crate) fn listen(stop: &Stop) -> io::Result<()> {
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            let first = Instant::now();
             stop.ask(StopKind::Pause);
             tracing::warn!("stopping; what was learnt is saved (once more, and the run ends at once without saving)");
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            while {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                first.elapsed() < SAME_WISH
+            } {}
             process::exit(INTERRUPTED)
         })
     })?;

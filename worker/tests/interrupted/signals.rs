@@ -193,6 +193,16 @@ fn as_json_it_says_that_it_is_paused_on_standard_output_only() {
 }
 
 #[test]
+fn two_signals_at_once_are_one() {
+    let place = Place::new(long(false));
+    let mut watched = Watched::start(&mut place.train());
+    watched.until("training ");
+    watched.send("TERM");
+    watched.send("INT");
+    assert_paused(&watched.end(), &place);
+}
+
+#[test]
 fn the_second_signal_ends_it_at_once() {
     let place = Place::new(quick());
     let mut command = place.train();
@@ -202,6 +212,7 @@ fn the_second_signal_ends_it_at_once() {
     place.wait_for(|name| name.contains("/.step-00000002.") && name.ends_with("/adapter.safetensors"));
     watched.send("TERM");
     watched.until("stopping; what was learnt is saved");
+    thread::sleep(Duration::from_millis(400));
     watched.send("INT");
     let said = watched.end();
     assert_eq!(said.code, Some(INTERRUPTED), "{}", said.stderr);

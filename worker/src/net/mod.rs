@@ -3,6 +3,7 @@
 //! [`Network`] is what the operator allows, [`Patience`] how long is waited, [`Dialer`] makes connections.
 
 pub mod address;
+mod backoff;
 mod error;
 mod exchange;
 mod network;
@@ -10,6 +11,7 @@ mod patience;
 
 pub use network::{Names, Network, certificates_from_pem};
 
+pub(crate) use backoff::{Backoff, pause};
 pub(crate) use error::{NetError, Trouble, TroubleKind};
 pub(crate) use exchange::{Body, Dialer, tls};
 pub(crate) use patience::Patience;

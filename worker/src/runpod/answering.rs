@@ -1,0 +1,160 @@
+//! What is said of one job, in order: progress, of which only the latest counts, and the end, which is last and arrives.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hyper::body::Bytes;
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Acknowledged, Client};
+use crate::net::Backoff;
+
+/// Largest answer that is sent: the platform drops results that are larger without a word.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// How often something is said.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Between two messages of progress.
+    pub progress: Duration,
+    /// After the first failure to say the end; doubled each time.
+    pub first_pause: Duration,
+    /// The longest such pause.
+    pub longest_pause: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            progress: Duration::from_secs(1),
+            first_pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How saying the end ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Final {
+    /// The platform has it.
+    Acknowledged,
+    /// The platform wants neither it nor a short error in its place: it does not know the job any more.
+    Refused(u16),
+    /// The caller gave up waiting; it is still to be said.
+    Unsaid,
+}
+
+/// Says what there is to say of one job.
+pub(super) struct Answering {
+    client: Arc<Client>,
+    job: String,
+    pace: Pace,
+    latest: watch::Sender<Option<Value>>,
+    telling: Mutex<Option<JoinHandle<()>>>,
+    quiet: CancellationToken,
+}
+
+// === impl Answering ===
+
+impl Answering {
+    /// Begins; nothing is said yet.
+    pub(super) fn begin(client: Arc<Client>, job: &str, pace: Pace) -> Self {
+        let (latest, news) = watch::channel(None);
+        let quiet = CancellationToken::new();
+        let telling = tokio::spawn(tell(client.clone(), job.to_owned(), pace.progress, news, quiet.clone()));
+        Self { client, job: job.to_owned(), pace, latest, telling: Mutex::new(Some(telling)), quiet }
+    }
+
+    /// Shows how far the job is. It never waits; what was to be shown before and was not sent yet is forgotten.
+    pub(super) fn progress(&self, output: Value) {
+        self.latest.send_replace(Some(output));
+    }
+
+    /// Says how the job ended. Progress that is on its way arrives before, or never. It is said again until the platform has
+    /// it, or `give_up`; what the platform finds wrong, or too large, is replaced by a short error.
+    pub(super) async fn end(&self, answer: &Value, give_up: &CancellationToken) -> Final {
+        self.fall_silent().await;
+        let mut body = Bytes::from(answer.to_string());
+        let mut shortened = false;
+        if body.len() > MAX_ANSWER_BYTES {
+            body = short(&format!(
+                "its result has {} bytes, and the platform takes {MAX_ANSWER_BYTES} at most",
+                body.len()
+            ));
+            shortened = true;
+        }
+        let mut backoff = Backoff::new(self.pace.first_pause, self.pace.longest_pause);
+        loop {
+            match self.client.answer(&self.job, body.clone(), give_up).await {
+                Acknowledged::Yes => return Final::Acknowledged,
+                Acknowledged::Refused(status) if shortened => return Final::Refused(status),
+                Acknowledged::Refused(status) => {
+                    tracing::warn!(
+                        "the platform refuses the answer (HTTP {status}); a short error is sent in its place"
+                    );
+                    body = short(&format!("the platform refused its result with HTTP {status}"));
+                    shortened = true;
+                }
+                Acknowledged::NotYet(why) => {
+                    let pause = backoff.pause();
+                    tracing::warn!("the answer did not arrive: {why}; again in {:.1} s", pause.as_secs_f64());
+                    if give_up.run_until_cancelled(sleep(pause)).await.is_none() {
+                        return Final::Unsaid;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says nothing more: the platform has stopped the job itself.
+    pub(super) async fn fall_silent(&self) {
+        self.quiet.cancel();
+        let telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(telling) = telling {
+            // It ends by itself, so there is nothing to learn from how.
+            let _ = telling.await;
+        }
+    }
+}
+
+fn short(why: &str) -> Bytes {
+    json!({ "error": format!("The job has ended, but {why}. Its files are where the worker left them; result.json is among them.") }).to_string().into()
+}
+
+/// Sends the latest progress, one message at a time.
+async fn tell(
+    client: Arc<Client>,
+    job: String,
+    pace: Duration,
+    mut news: watch::Receiver<Option<Value>>,
+    quiet: CancellationToken,
+) {
+    let mut last: Option<Instant> = None;
+    loop {
+        if !matches!(quiet.run_until_cancelled(news.changed()).await, Some(Ok(()))) {
+            return;
+        }
+        if let Some(wait) = last.map(|last| pace.saturating_sub(last.elapsed()))
+            && quiet.run_until_cancelled(sleep(wait)).await.is_none()
+        {
+            return;
+        }
+        let Some(output) = news.borrow_and_update().clone() else { continue };
+        let body = Bytes::from(json!({ "status": "IN_PROGRESS", "output": output }).to_string());
+        last = Some(Instant::now());
+        // One that is on its way when the job ends is waited for, so that nothing overtakes it: `quiet` does not stop it.
+        match client.answer(&job, body, &CancellationToken::new()).await {
+            Acknowledged::Yes => {}
+            Acknowledged::Refused(status) => tracing::debug!("progress was refused with HTTP {status}"),
+            Acknowledged::NotYet(why) => tracing::debug!("progress did not arrive: {why}"),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! RunPod's serverless worker protocol: jobs are taken, shown, stopped and answered over five addresses that the platform
+//! gives the container in its environment.
+//!
+//! [`Endpoints`] are these addresses, and [`Client`] speaks to them. [`Serving`] is the worker, which does some [`Work`] with every
+//! job: `held` knows which jobs are here, `heartbeat` tells the platform so, `answering` says what there is to say of one
+//! job, in order.
+
+mod answering;
+mod client;
+mod endpoints;
+mod heartbeat;
+mod held;
+mod job;
+mod serving;
+
+pub use answering::Pace;
+pub use client::{Client, ClientLimits};
+pub use endpoints::{Endpoints, EndpointsError};
+pub use job::Job;
+pub use serving::{Ended, Serving, Show, Work};

@@ -1,0 +1,240 @@
+//! A worker at work: takes jobs one after another, shows them, stops them when it is told to, and answers each of them.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    answering::{Answering, Final, Pace},
+    client::{Client, Taken},
+    heartbeat::heartbeat,
+    held::Held,
+    job::Job,
+};
+use crate::net::Backoff;
+
+/// An answer without jobs that comes sooner is no long poll, and is not asked for again at once.
+const SHORT_POLL: Duration = Duration::from_millis(500);
+/// After such an answer, and after the first failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause between two attempts to take a job.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Where the platform asks for it.
+const LATER: Duration = Duration::from_secs(5);
+
+/// A job may be on its way when this worker is to go. So long its arrival is waited for; what comes later is given to another
+/// worker, since nobody here has seen it.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+
+/// What a worker does with a job.
+pub trait Work: Send + Sync + 'static {
+    /// Carries a job out. `stop` ends when the platform wants no more of it, `leave` when this worker is to go.
+    fn carry_out(
+        &self,
+        job: Job,
+        show: Show,
+        stop: CancellationToken,
+        leave: CancellationToken,
+    ) -> impl Future<Output = Ended> + Send;
+}
+
+/// Shows how far a job is.
+#[derive(Clone)]
+pub struct Show {
+    answering: Arc<Answering>,
+}
+
+/// How a job ended here.
+#[derive(Debug)]
+pub enum Ended {
+    /// With this answer: an object with `output`, `error` or both.
+    Answered(Value),
+    /// The platform has stopped it, and wants to hear nothing.
+    Stopped,
+    /// It is not over, and goes on at another worker: the platform gives it to one, since nobody answers.
+    HandedBack,
+}
+
+/// A worker at work.
+pub struct Serving<W> {
+    client: Arc<Client>,
+    held: Held,
+    work: W,
+    pace: Pace,
+    running: Mutex<HashMap<String, CancellationToken>>,
+}
+
+// === impl Show ===
+
+impl Show {
+    /// Shows it. The latest counts; it never waits.
+    pub fn progress(&self, output: Value) {
+        self.answering.progress(output);
+    }
+}
+
+// === impl Serving ===
+
+impl<W: Work> Serving<W> {
+    /// A worker that has not begun.
+    pub fn new(client: Arc<Client>, work: W, pace: Pace) -> Self {
+        Self { client, held: Held::default(), work, pace, running: Mutex::default() }
+    }
+
+    /// Works until `leave`. The error says why it cannot begin.
+    pub async fn run(&self, leave: &CancellationToken) -> std::io::Result<()> {
+        let over = CancellationToken::new();
+        let beating = heartbeat(self.client.clone(), self.held.clone(), over.clone())?;
+        tokio::select! {
+            () = self.take(leave) => {}
+            () = self.watch_stops(&over) => {}
+        }
+        over.cancel();
+        // A request that is on its way ends with `over`.
+        let _ = tokio::task::spawn_blocking(move || beating.join()).await;
+        Ok(())
+    }
+
+    /// Takes jobs until `leave`, and carries out what it has taken.
+    async fn take(&self, leave: &CancellationToken) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        while !leave.is_cancelled() {
+            let begin = Instant::now();
+            let taken = tokio::select! {
+                biased;
+                taken = self.client.take(1, false) => taken,
+                () = late(leave) => return,
+            };
+            let pause = match taken {
+                Taken::Jobs(jobs) if jobs.is_empty() => {
+                    if begin.elapsed() >= SHORT_POLL {
+                        backoff.reset();
+                    }
+                    (begin.elapsed() < SHORT_POLL).then(|| backoff.pause().min(LATER))
+                }
+                Taken::Jobs(jobs) => {
+                    backoff.reset();
+                    // All are here from now on, also those that wait for others.
+                    let held: Vec<_> = jobs.into_iter().map(|job| (self.held.hold(&job.id), job)).collect();
+                    for (_holding, job) in held {
+                        self.carry_out(job, leave).await;
+                    }
+                    None
+                }
+                Taken::Later(why) => {
+                    tracing::info!("the platform has no time: {why}");
+                    Some(LATER.max(backoff.pause()))
+                }
+                Taken::Trouble(why) => {
+                    let pause = backoff.pause();
+                    tracing::warn!("cannot ask the platform for jobs: {why}; again in {:.1} s", pause.as_secs_f64());
+                    Some(pause)
+                }
+            };
+            if let Some(pause) = pause {
+                leave.run_until_cancelled(sleep(pause)).await;
+            }
+        }
+    }
+
+    async fn carry_out(&self, job: Job, leave: &CancellationToken) {
+        let id = job.id.clone();
+        let stop = CancellationToken::new();
+        self.running().insert(id.clone(), stop.clone());
+        let answering = Arc::new(Answering::begin(self.client.clone(), &id, self.pace.clone()));
+        let show = Show { answering: answering.clone() };
+        let work = self.work.carry_out(job, show, stop.clone(), leave.clone());
+        let ended = Guarded(Box::pin(work)).await.unwrap_or_else(|| Ended::Answered(self.fault()));
+        self.running().remove(&id);
+        let ended = if stop.is_cancelled() { Ended::Stopped } else { ended };
+        match ended {
+            Ended::Answered(answer) => match answering.end(&answer, &CancellationToken::new()).await {
+                Final::Acknowledged => tracing::info!("job {id} is answered"),
+                Final::Refused(status) => tracing::warn!("the platform knows job {id} no more (HTTP {status})"),
+                Final::Unsaid => tracing::warn!("job {id} is not answered"),
+            },
+            Ended::Stopped => {
+                answering.fall_silent().await;
+                tracing::info!("job {id} was stopped by the platform");
+            }
+            Ended::HandedBack => {
+                answering.fall_silent().await;
+                tracing::info!("job {id} goes on at another worker");
+            }
+        }
+    }
+
+    /// The answer to a job that brought this program down.
+    fn fault(&self) -> Value {
+        let endpoints = self.client.endpoints();
+        let report = json!({
+            "error_type": "panic",
+            "error_message": "The worker has a fault, and the job ended with it. Send it again; if it ends so again, tell the operator.",
+            "error_traceback": "",
+            "hostname": endpoints.hostname,
+            "worker_id": endpoints.worker,
+            "runpod_version": env!("CARGO_PKG_VERSION"),
+        });
+        json!({ "error": report.to_string() })
+    }
+
+    /// Stops what the platform wants stopped, until `over`.
+    async fn watch_stops(&self, over: &CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_secs(1), LONGEST_PAUSE);
+        loop {
+            let begin = Instant::now();
+            let pause = match self.client.stops(over).await {
+                // Nothing can be stopped here; whoever waits for this waits for ever.
+                None => return over.cancelled().await,
+                Some(Ok(ids)) => {
+                    backoff.reset();
+                    let running = self.running();
+                    ids.iter().filter_map(|id| running.get(id)).for_each(CancellationToken::cancel);
+                    (begin.elapsed() < SHORT_POLL).then_some(Duration::from_secs(1))
+                }
+                Some(Err(why)) => {
+                    tracing::debug!("cannot ask the platform what to stop: {why}");
+                    Some(backoff.pause())
+                }
+            };
+            if over.is_cancelled() {
+                return;
+            }
+            if let Some(pause) = pause {
+                over.run_until_cancelled(sleep(pause)).await;
+            }
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When nothing that was on its way at `leave` can still arrive.
+async fn late(leave: &CancellationToken) {
+    leave.cancelled().await;
+    sleep(ON_ITS_WAY).await;
+}
+
+/// A future whose panic is its end; nothing comes out of it then.
+struct Guarded<F>(std::pin::Pin<Box<F>>);
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => std::task::Poll::Ready(None),
+        }
+    }
+}

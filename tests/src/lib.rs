@@ -5,6 +5,7 @@ pub mod chat_golden;
 pub mod checkpoints;
 pub mod faults;
 pub mod golden;
+pub mod platform;
 pub mod steps;
 pub mod toy;
 pub mod whole_graph;

@@ -14,7 +14,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Acknowledged, Client};
+use super::{
+    client::{Acknowledged, Client},
+    serving::Answer,
+};
 use crate::net::Backoff;
 
 /// Largest answer that is sent: the platform drops results that are larger without a word.
@@ -48,8 +51,6 @@ pub(super) enum Final {
     Acknowledged,
     /// The platform wants neither it nor a short error in its place: it does not know the job any more.
     Refused(u16),
-    /// The caller gave up waiting; it is still to be said.
-    Unsaid,
 }
 
 /// Says what there is to say of one job.
@@ -79,10 +80,10 @@ impl Answering {
     }
 
     /// Says how the job ended. Progress that is on its way arrives before, or never. It is said again until the platform has
-    /// it, or `give_up`; what the platform finds wrong, or too large, is replaced by a short error.
-    pub(super) async fn end(&self, answer: &Value, give_up: &CancellationToken) -> Final {
+    /// it, or nobody waits for that; what the platform finds wrong, or too large, is replaced by a short error.
+    pub(super) async fn end(&self, answer: &Answer) -> Final {
         self.fall_silent().await;
-        let mut body = Bytes::from(answer.to_string());
+        let mut body = Bytes::from(json!(answer).to_string());
         let mut shortened = false;
         if body.len() > MAX_ANSWER_BYTES {
             body = short(&format!(
@@ -93,7 +94,7 @@ impl Answering {
         }
         let mut backoff = Backoff::new(self.pace.first_pause, self.pace.longest_pause);
         loop {
-            match self.client.answer(&self.job, body.clone(), give_up).await {
+            match self.client.answer(&self.job, body.clone()).await {
                 Acknowledged::Yes => return Final::Acknowledged,
                 Acknowledged::Refused(status) if shortened => return Final::Refused(status),
                 Acknowledged::Refused(status) => {
@@ -106,9 +107,7 @@ impl Answering {
                 Acknowledged::NotYet(why) => {
                     let pause = backoff.pause();
                     tracing::warn!("the answer did not arrive: {why}; again in {:.1} s", pause.as_secs_f64());
-                    if give_up.run_until_cancelled(sleep(pause)).await.is_none() {
-                        return Final::Unsaid;
-                    }
+                    sleep(pause).await;
                 }
             }
         }
@@ -151,7 +150,7 @@ async fn tell(
         let body = Bytes::from(json!({ "status": "IN_PROGRESS", "output": output }).to_string());
         last = Some(Instant::now());
         // One that is on its way when the job ends is waited for, so that nothing overtakes it: `quiet` does not stop it.
-        match client.answer(&job, body, &CancellationToken::new()).await {
+        match client.answer(&job, body).await {
             Acknowledged::Yes => {}
             Acknowledged::Refused(status) => tracing::debug!("progress was refused with HTTP {status}"),
             Acknowledged::NotYet(why) => tracing::debug!("progress did not arrive: {why}"),

@@ -117,7 +117,7 @@ impl Client {
     }
 
     /// Says something of a job: `body` is JSON.
-    pub(super) async fn answer(&self, job: &str, body: Bytes, cancel: &CancellationToken) -> Acknowledged {
+    pub(super) async fn answer(&self, job: &str, body: Bytes) -> Acknowledged {
         let Some(url) = self.endpoints.done(job) else { return Acknowledged::NotYet("its address is none".into()) };
         let Ok(id) = HeaderValue::from_str(job) else { return Acknowledged::Refused(400) };
         let request = self.request(Method::POST, &url, Full::new(body)).map(|mut request| {
@@ -129,7 +129,7 @@ impl Client {
             request
         });
         let answer = match request {
-            Ok(request) => self.exchange(&url, request, self.limits.answer, cancel).await,
+            Ok(request) => self.exchange(&url, request, self.limits.answer, &CancellationToken::new()).await,
             Err(error) => Err(error),
         };
         match answer {
@@ -167,7 +167,11 @@ impl Client {
     pub(super) async fn ping(&self, jobs: &[String], cancel: &CancellationToken) -> Result<(), String> {
         let Some(url) = self.endpoints.ping(jobs) else { return Ok(()) };
         let patience = 2 * self.endpoints.interval;
-        match self.get(&url, patience, cancel).await {
+        let answer = match self.request(Method::GET, &url, Empty::<Bytes>::new()) {
+            Ok(request) => self.exchange(&url, request, patience, cancel).await,
+            Err(error) => Err(error),
+        };
+        match answer {
             Ok(answer) if answer.status < 400 => Ok(()),
             Ok(answer) => Err(format!("it answered HTTP {}", answer.status)),
             Err(error) => Err(error.to_string()),

@@ -17,4 +17,4 @@ pub use answering::Pace;
 pub use client::{Client, ClientLimits};
 pub use endpoints::{Endpoints, EndpointsError};
 pub use job::Job;
-pub use serving::{Ended, Serving, Show, Work};
+pub use serving::{Answer, Ended, Serving, Show, Work};

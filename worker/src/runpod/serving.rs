@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,9 @@ const LATER: Duration = Duration::from_secs(5);
 /// worker, since nobody here has seen it.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
+/// A worker that is to go tries for so long to give its answer.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
 /// What a worker does with a job.
 pub trait Work: Send + Sync + 'static {
     /// Carries a job out. `stop` ends when the platform wants no more of it, `leave` when this worker is to go.
@@ -55,12 +59,26 @@ pub struct Show {
 /// How a job ended here.
 #[derive(Debug)]
 pub enum Ended {
-    /// With this answer: an object with `output`, `error` or both.
-    Answered(Value),
+    /// With this answer.
+    Answered(Answer),
     /// The platform has stopped it, and wants to hear nothing.
     Stopped,
     /// It is not over, and goes on at another worker: the platform gives it to one, since nobody answers.
     HandedBack,
+}
+
+/// What a job's client hears in the end. The platform takes a job for failed only where there is an error.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Answer {
+    /// What came out of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<Value>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The platform is to replace this worker by a fresh one.
+    #[serde(rename = "stopPod", skip_serializing_if = "std::ops::Not::not")]
+    pub refresh: bool,
 }
 
 /// A worker at work.
@@ -111,7 +129,7 @@ impl<W: Work> Serving<W> {
             let taken = tokio::select! {
                 biased;
                 taken = self.client.take(1, false) => taken,
-                () = late(leave) => return,
+                () = after(leave, ON_ITS_WAY) => return,
             };
             let pause = match taken {
                 Taken::Jobs(jobs) if jobs.is_empty() => {
@@ -156,11 +174,22 @@ impl<W: Work> Serving<W> {
         self.running().remove(&id);
         let ended = if stop.is_cancelled() { Ended::Stopped } else { ended };
         match ended {
-            Ended::Answered(answer) => match answering.end(&answer, &CancellationToken::new()).await {
-                Final::Acknowledged => tracing::info!("job {id} is answered"),
-                Final::Refused(status) => tracing::warn!("the platform knows job {id} no more (HTTP {status})"),
-                Final::Unsaid => tracing::warn!("job {id} is not answered"),
-            },
+            Ended::Answered(answer) => {
+                let said = tokio::select! {
+                    said = answering.end(&answer) => Some(said),
+                    () = after(leave, LAST_WORDS) => None,
+                };
+                match said {
+                    Some(Final::Acknowledged) => tracing::info!("job {id} is answered"),
+                    Some(Final::Refused(status)) => {
+                        tracing::warn!("the platform knows job {id} no more (HTTP {status})")
+                    }
+                    // It is given to another worker then, which finds the result.
+                    None => {
+                        tracing::warn!("job {id} is not answered: the platform did not take it, and this worker goes")
+                    }
+                }
+            }
             Ended::Stopped => {
                 answering.fall_silent().await;
                 tracing::info!("job {id} was stopped by the platform");
@@ -173,7 +202,7 @@ impl<W: Work> Serving<W> {
     }
 
     /// The answer to a job that brought this program down.
-    fn fault(&self) -> Value {
+    fn fault(&self) -> Answer {
         let endpoints = self.client.endpoints();
         let report = json!({
             "error_type": "panic",
@@ -183,7 +212,8 @@ impl<W: Work> Serving<W> {
             "worker_id": endpoints.worker,
             "runpod_version": env!("CARGO_PKG_VERSION"),
         });
-        json!({ "error": report.to_string() })
+        // Nobody knows what it has left behind.
+        Answer { error: Some(report.to_string()), refresh: true, output: None }
     }
 
     /// Stops what the platform wants stopped, until `over`.
@@ -219,10 +249,10 @@ impl<W: Work> Serving<W> {
     }
 }
 
-/// When nothing that was on its way at `leave` can still arrive.
-async fn late(leave: &CancellationToken) {
+/// So long after `leave`.
+async fn after(leave: &CancellationToken, time: Duration) {
     leave.cancelled().await;
-    sleep(ON_ITS_WAY).await;
+    sleep(time).await;
 }
 
 /// A future whose panic is its end; nothing comes out of it then.

@@ -1,0 +1,74 @@
+//! A platform that goes wrong.
+
+use std::time::Duration;
+
+use brightrun_tests::platform::{Extent, Fault, Options, Route, Status, Urls, most_within};
+use serde_json::json;
+
+use crate::{Bench, PATIENCE};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_refuses_to_give_jobs_is_not_stormed() {
+    for fault in [Fault::status(500), Fault::status(404), Fault::status(400), Fault::dropped(), Fault::no_json()] {
+        let bench = Bench::start();
+        bench.platform.fault(Route::Take, fault, Extent::Lasting(Duration::from_secs(3)));
+        let job = bench.platform.submit(json!({}));
+        bench.ends(&job, Status::Completed).await;
+        let platform = bench.goes().await;
+        // In three seconds the SDK asks a thousand times.
+        let most = most_within(&platform.seen(), Route::Take, Duration::from_secs(1));
+        assert!(most <= 5, "{most} in a second");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_is_said_until_it_arrives() {
+    for fault in [Fault::status(500), Fault::status(503), Fault::status(429), Fault::dropped(), Fault::cut()] {
+        let bench = Bench::start();
+        bench.platform.fault(Route::Done, fault, Extent::Times(4));
+        let job = bench.platform.submit(json!({ "steps": 1 }));
+        bench.ends(&job, Status::Completed).await;
+        let platform = bench.goes().await;
+        assert_eq!(platform.count(Route::Done), 5);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_the_platform_refuses_becomes_a_short_error() {
+    let bench = Bench::start_with(Options { max_body_bytes: 5000, ..Options::default() }, Urls::Full);
+    let job = bench.platform.submit(json!({ "bytes": 100_000 }));
+    bench.platform.until_count(Route::Done, 2, PATIENCE).await.unwrap();
+    let next = bench.platform.submit(json!({ "steps": 1 }));
+    bench.ends(&next, Status::Completed).await;
+    let bodies: Vec<_> = bench.platform.seen_on(Route::Done).iter().filter_map(|seen| seen.json()).collect();
+    assert!(bodies[1]["error"].as_str().unwrap().contains("HTTP 400"), "{job}: {bodies:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_too_large_is_not_even_tried() {
+    let bench = Bench::start();
+    let job = bench.platform.submit(json!({ "bytes": 3_000_000 }));
+    let error = bench.ends(&job, Status::Failed).await.error.unwrap();
+    assert!(error.contains("3000013 bytes"), "{error}");
+    bench.goes().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_that_nobody_takes_changes_nothing() {
+    let bench = Bench::start();
+    bench.platform.fault(Route::Progress, Fault::status(500), Extent::UntilMended);
+    let job = bench.platform.submit(json!({ "steps": 20, "pause": 20 }));
+    assert_eq!(bench.ends(&job, Status::Completed).await.results.len(), 1);
+    bench.goes().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_pings_and_stops_jobs_are_done_all_the_same() {
+    let bench = Bench::start();
+    bench.platform.fault(Route::Ping, Fault::dropped(), Extent::UntilMended);
+    bench.platform.fault(Route::Stop, Fault::status(404), Extent::UntilMended);
+    let job = bench.platform.submit(json!({ "steps": 20, "pause": 20 }));
+    bench.ends(&job, Status::Completed).await;
+    let platform = bench.goes().await;
+    assert!(most_within(&platform.seen(), Route::Stop, Duration::from_secs(1)) <= 3);
+}

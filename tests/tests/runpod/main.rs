@@ -1,0 +1,106 @@
+//! The worker's side of RunPod's protocol against a simulator of the platform: jobs are taken, shown, stopped and answered
+//! as the official SDK does it, and none is lost or answered twice, whatever the platform does.
+
+mod ends;
+mod faults;
+mod usual;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use brightrun_tests::platform::{JobView, Options, Platform, Status, Urls, WORKER};
+use brightrun_worker::{
+    net::Network,
+    runpod::{Answer, Client, ClientLimits, Ended, Endpoints, Job, Pace, Serving, Show, Work},
+};
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Long enough for every machine; nothing is measured with it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A kind of job that does as its input says.
+#[derive(Clone, Default)]
+struct Obedient {
+    begun: Arc<AtomicUsize>,
+}
+
+impl Work for Obedient {
+    async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let number = |name: &str| job.input.get(name).and_then(Value::as_u64).unwrap_or_default();
+        for step in 1..=number("steps") {
+            show.progress(json!({ "step": step }));
+            tokio::select! {
+                () = sleep(Duration::from_millis(number("pause").max(1))) => {}
+                () = stop.cancelled() => return Ended::Stopped,
+                () = leave.cancelled(), if job.input.get("resumable").is_some() => return Ended::HandedBack,
+            }
+        }
+        assert!(job.input.get("panic").is_none(), "as it was told");
+        let error = job.input.get("error").and_then(Value::as_str).map(str::to_owned);
+        let output = match number("bytes") as usize {
+            0 => json!({ "echo": job.input }),
+            bytes => json!("x".repeat(bytes)),
+        };
+        Ended::Answered(Answer { output: Some(output), error, refresh: job.input.get("refresh").is_some() })
+    }
+}
+
+/// A platform, and a worker at work for it.
+struct Bench {
+    platform: Arc<Platform>,
+    work: Obedient,
+    leave: CancellationToken,
+    working: JoinHandle<()>,
+}
+
+impl Bench {
+    fn start() -> Self {
+        Self::start_with(Options { ping_milliseconds: 200, ..Options::default() }, Urls::Full)
+    }
+
+    fn start_with(options: Options, urls: Urls) -> Self {
+        let platform = Arc::new(Platform::start_with(options).unwrap());
+        Self::at(platform, WORKER, urls)
+    }
+
+    /// A worker for a platform that is there.
+    fn at(platform: Arc<Platform>, worker: &str, urls: Urls) -> Self {
+        let variables: HashMap<String, String> = platform.environment_of(worker, urls).into_iter().collect();
+        let endpoints = Endpoints::from_variables(|name| variables.get(name).cloned()).unwrap().unwrap();
+        let limits =
+            ClientLimits { hold: Duration::from_secs(10), answer: Duration::from_secs(5), ..Default::default() };
+        let client = Arc::new(Client::new(endpoints, Network::default(), limits).unwrap());
+        let pace = Pace {
+            progress: Duration::from_millis(100),
+            first_pause: Duration::from_millis(50),
+            longest_pause: Duration::from_millis(400),
+        };
+        let (work, leave) = (Obedient::default(), CancellationToken::new());
+        let serving = Serving::new(client, work.clone(), pace);
+        let until = leave.clone();
+        let working = tokio::spawn(async move { serving.run(&until).await.unwrap() });
+        Self { platform, work, leave, working }
+    }
+
+    async fn ends(&self, job: &str, status: Status) -> JobView {
+        self.platform.until_status(job, status, PATIENCE).await.unwrap()
+    }
+
+    /// The worker goes, and everything that it has said was right.
+    async fn goes(self) -> Arc<Platform> {
+        self.leave.cancel();
+        self.working.await.unwrap();
+        let problems = self.platform.problems();
+        assert!(problems.is_empty(), "{problems:#?}");
+        self.platform
+    }
+}

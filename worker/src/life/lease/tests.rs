@@ -5,7 +5,8 @@ use tempfile::{TempDir, tempdir};
 use super::*;
 
 fn quick() -> LeaseTimes {
-    LeaseTimes { beat: Duration::from_millis(20), silence: Duration::from_millis(400), look: Duration::from_millis(5) }
+    // Silence is so long that nobody is silent because the machine is busy.
+    LeaseTimes { beat: Duration::from_millis(20), silence: Duration::from_secs(2), look: Duration::from_millis(5) }
 }
 
 fn claim(folder: &TempDir, holder: &str) -> Result<Lease, LeaseError> {
@@ -13,8 +14,8 @@ fn claim(folder: &TempDir, holder: &str) -> Result<Lease, LeaseError> {
 }
 
 /// The lease of a worker of another machine, which says nothing more.
-fn silent(folder: &TempDir, number: u64) {
-    let note = Note { holder: "far".into(), process: None, beat: 7, released: false };
+fn silent(folder: &TempDir, number: u64, released: bool) {
+    let note = Note { holder: "far".into(), process: None, beat: 7, released };
     make(folder.path(), number, &note).unwrap();
 }
 
@@ -66,7 +67,7 @@ fn of_many_only_one_takes_a_job_over() {
     for begun in [false, true] {
         let folder = tempdir().unwrap();
         if begun {
-            silent(&folder, 41);
+            silent(&folder, 41, true);
         }
         let claims = thread::scope(|scope| {
             let all: Vec<_> = (0..8)
@@ -104,7 +105,7 @@ fn a_killed_process_of_this_machine_is_not_waited_for() {
 #[test]
 fn waiting_ends_when_nobody_wants_it_any_more() {
     let folder = tempdir().unwrap();
-    silent(&folder, 1);
+    silent(&folder, 1, false);
     assert!(matches!(Lease::claim(folder.path(), "x", &quick(), &|| true), Err(LeaseError::Cancelled)));
 }
 

@@ -20,8 +20,8 @@ body BODY                 queue what a client posts to /run: {\"id\", \"input\",
 cancel ID | again ID      call a job off | give it out once more
 status ID | jobs          a job as its client sees it | all jobs
 wait ID MS                until a job has ended
-fault ROUTE KIND N        the next N requests (0: until mended) go wrong; KIND is a status, dropped, lost (done, but no
-                          answer), cut, nojson, html, empty, noid or slow:MS
+fault ROUTE KIND N        the next N requests (0: until mended) go wrong; KIND is a status, dropped, closed, lost
+                          (done, but no answer), cut, nojson, html, empty, noid or slow:MS
 mend ROUTE                no more of it
 sleep MS                  do nothing
 seen | rate ROUTE         all requests | the most within a second
@@ -151,6 +151,7 @@ async fn command(platform: &Platform, line: &str) -> Result<String> {
 fn fault(kind: &str) -> Result<Fault> {
     Ok(match kind {
         "dropped" => Fault::dropped(),
+        "closed" => Fault::closed(),
         "lost" => Fault::dropped().after_effect(),
         "cut" => Fault::cut(),
         "nojson" => Fault::no_json(),

@@ -103,7 +103,11 @@ impl Platform {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let state = Arc::new(State::new(options));
-        let listener = runtime.block_on(async { tokio::net::TcpListener::from_std(listener) })?;
+        // Entered, not blocked on: it may be started inside another runtime.
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
         runtime.spawn(serve::listen(listener, state.clone()));
         runtime.spawn(serve::tick(state.clone()));
         Ok(Self { address, state, runtime: Some(runtime) })

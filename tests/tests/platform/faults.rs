@@ -107,8 +107,12 @@ async fn answers_are_slow_and_a_worker_that_does_not_wait_loses_its_job() {
     let start = Instant::now();
     assert_eq!(worker.take().await.unwrap().json()["id"], first);
     assert!(start.elapsed() >= SHORT);
-    tokio::time::timeout(SHORT, worker.take()).await.unwrap_err();
+    let impatient = tokio::spawn({
+        let worker = worker.clone();
+        async move { worker.take().await }
+    });
     platform.until_status(&second, Status::InProgress, PATIENCE).await.unwrap();
+    impatient.abort();
     let left = |platform: &Platform| matches!(platform.seen()[1].outcome, Outcome::Left { .. }).then_some(());
     platform.until(PATIENCE, "end of the take", left).await.unwrap();
     let start = Instant::now();
@@ -139,13 +143,15 @@ async fn bodies_are_wrong_in_every_way() {
 
 #[tokio::test]
 async fn a_held_take_is_answered_by_the_test_alone() {
-    let platform = hasty();
+    let hold = Duration::from_secs(1);
+    let platform = patient();
+    platform.set(|options| options.take_hold = hold);
     let worker = client(&platform);
     let taking = tokio::spawn(async move { worker.take().await });
     let held = platform.hold_take(PATIENCE).await.unwrap();
     // Neither a job nor the end of its time answers it.
     let queued = platform.submit(json!("queued"));
-    tokio::time::sleep(SHORT * 3).await;
+    tokio::time::sleep(hold + SHORT).await;
     assert!(held.is_open() && !taking.is_finished());
     let job = held.release_with(json!({ "in": "the very answer" }));
     let body = taking.await.unwrap().unwrap().json();

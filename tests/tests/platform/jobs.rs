@@ -9,7 +9,7 @@ use crate::{PATIENCE, SHORT, client, hasty, patient};
 
 /// A platform that misses pings soon.
 fn strict() -> Platform {
-    let redispatch_after = Some(Duration::from_millis(300));
+    let redispatch_after = Some(Duration::from_millis(800));
     Platform::start_with(Options { take_hold: SHORT, stop_hold: SHORT, redispatch_after, ..Options::default() })
         .unwrap()
 }
@@ -88,7 +88,7 @@ async fn pings_of_the_worker_that_has_a_job_keep_it_there() {
     let worker = client(&platform);
     let job = platform.submit(json!({ "a": 1 }));
     worker.take().await.unwrap();
-    for _ in 0..10 {
+    for _ in 0..16 {
         worker.ping(&[&job]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
@@ -157,7 +157,7 @@ async fn a_policy_ends_jobs() {
     let view = platform.until_status(&slow, Status::Failed, PATIENCE).await.unwrap();
     assert_eq!(view.error.as_deref(), Some("executionTimeout exceeded"));
     assert_eq!(worker.stops().await.unwrap().json(), json!({ "jobsToStop": ["slow"] }));
-    let old = platform.submit_body(json!({ "input": 1, "policy": { "ttl": 50 } }));
+    let old = platform.submit_body(json!({ "input": 1, "policy": { "ttl": 1000 } }));
     worker.take().await.unwrap();
     let gone = |platform: &Platform| platform.job(&old).is_none().then_some(());
     platform.until(PATIENCE, "end of the job", gone).await.unwrap();

@@ -146,7 +146,7 @@ async fn what_is_no_question_of_a_worker_is_refused() {
 #[tokio::test]
 async fn every_shape_of_the_environment_leads_here() {
     let platform = hasty();
-    for urls in [Urls::Full, Urls::Bare, Urls::GpuName, Urls::Hub] {
+    for urls in [Urls::Full, Urls::Bare, Urls::GpuName, Urls::ExampleNames, Urls::Hub] {
         let worker = Client::new(&platform, &platform.environment_of("w-2", urls));
         let job = platform.submit(json!({ "a": 1 }));
         assert_eq!(worker.take().await.unwrap().json()["id"], job, "{urls:?}");
@@ -158,6 +158,8 @@ async fn every_shape_of_the_environment_leads_here() {
     assert!(names.contains(&"RUNPOD_TEST") && !names.contains(&"RUNPOD_WEBHOOK_PING"));
     assert!(!names.contains(&"RUNPOD_WEBHOOK_POST_STREAM"));
     assert!(hub[0].1.ends_with("/job-take/$RUNPOD_POD_ID"), "{}", hub[0].1);
+    let example = Client::new(&platform, &platform.environment(Urls::ExampleNames));
+    assert!(example.variable("RUNPOD_WEBHOOK_JOB_STREAM").contains("/job-stream/$RUNPOD_POD_ID/$ID?gpu="));
     let full = platform.environment(Urls::Full);
     assert!(full[0].1.ends_with("/job-take/$ID?gpu=NVIDIA+A100+80GB+PCIe"), "{}", full[0].1);
     assert_eq!(Duration::from_millis(full.last().unwrap().1.parse().unwrap()), Duration::from_secs(10));

@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use brightrun_tests::platform::{Extent, Fault, Options, Platform, Route, Seen, Urls, most_within, order_problems};
+use brightrun_tests::platform::{
+    Extent, Fault, HeldTake, Options, Platform, Route, Seen, Urls, most_within, order_problems,
+};
 use clap::Parser;
 use serde_json::Value;
 
@@ -20,9 +22,10 @@ body BODY                 queue what a client posts to /run: {\"id\", \"input\",
 cancel ID | again ID      call a job off | give it out once more
 status ID | jobs          a job as its client sees it | all jobs
 wait ID MS                until a job has ended
-fault ROUTE KIND N        the next N requests (0: until mended) go wrong; KIND is a status, dropped, lost (done, but no
-                          answer), cut, nojson, html, empty, noid or slow:MS
+fault ROUTE KIND N        the next N requests (0: until mended) go wrong; KIND is a status, dropped, closed, lost
+                          (done, but no answer), cut, nojson, html, empty, noid or slow:MS
 mend ROUTE                no more of it
+hold MS | release [INPUT] wait for a take and answer it only when told: with a job, or with none
 sleep MS                  do nothing
 seen | rate ROUTE         all requests | the most within a second
 problems [MS]             what was wrong with the requests; MS: the least time between progress
@@ -43,7 +46,7 @@ struct Arguments {
     /// Longest result.
     #[arg(long, default_value_t = 10_000_000)]
     max_body: usize,
-    /// Addresses: full, bare, gpu-name or hub.
+    /// Addresses: full, bare, gpu-name, example-names or hub.
     #[arg(long, default_value = "full")]
     urls: String,
 }
@@ -63,8 +66,9 @@ fn run(arguments: Arguments) -> Result<()> {
         "full" => Urls::Full,
         "bare" => Urls::Bare,
         "gpu-name" => Urls::GpuName,
+        "example-names" => Urls::ExampleNames,
         "hub" => Urls::Hub,
-        other => bail!("--urls is full, bare, gpu-name or hub, not {other}"),
+        other => bail!("--urls is full, bare, gpu-name, example-names or hub, not {other}"),
     };
     let hold = Duration::from_millis(arguments.hold);
     let platform = Platform::start_with(Options {
@@ -79,12 +83,13 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     println!("ready");
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut held = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         if line.trim() == "quit" {
             break;
         }
-        match waiting.block_on(command(&platform, &line)) {
+        match waiting.block_on(command(&platform, &mut held, &line)) {
             Ok(text) => println!("{text}"),
             Err(error) => println!("error: {error:#}"),
         }
@@ -93,7 +98,7 @@ fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-async fn command(platform: &Platform, line: &str) -> Result<String> {
+async fn command(platform: &Platform, held: &mut Option<HeldTake>, line: &str) -> Result<String> {
     let (verb, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
     let words: Vec<&str> = rest.split_whitespace().collect();
     Ok(match (verb, &words[..]) {
@@ -130,6 +135,21 @@ async fn command(platform: &Platform, line: &str) -> Result<String> {
             platform.mend(route_named(route)?);
             "mended".to_owned()
         }
+        ("hold", [patience]) => {
+            let take = held.insert(platform.hold_take(milliseconds(patience)?).await?);
+            format!("holds request {}", take.number())
+        }
+        ("release", _) => {
+            let input = (!rest.is_empty()).then(|| serde_json::from_str(rest)).transpose()?;
+            let take = held.take().context("no take is held")?;
+            match input {
+                Some(input) => take.release_with(input),
+                None => {
+                    take.release_empty();
+                    "released".to_owned()
+                }
+            }
+        }
         ("sleep", [pause]) => {
             tokio::time::sleep(milliseconds(pause)?).await;
             "slept".to_owned()
@@ -151,6 +171,7 @@ async fn command(platform: &Platform, line: &str) -> Result<String> {
 fn fault(kind: &str) -> Result<Fault> {
     Ok(match kind {
         "dropped" => Fault::dropped(),
+        "closed" => Fault::closed(),
         "lost" => Fault::dropped().after_effect(),
         "cut" => Fault::cut(),
         "nojson" => Fault::no_json(),

@@ -13,6 +13,8 @@ pub enum Urls {
     Bare,
     /// The kind of GPU is a name that nobody has replaced: `?gpu=$RUNPOD_GPU_TYPE_ID`.
     GpuName,
+    /// As the platform gives them, with the stream's address under the name the SDK's example has for it.
+    ExampleNames,
     /// As the harness of RunPod's Hub gives them: `$RUNPOD_POD_ID` in the take's address, which has no query; neither
     /// ping nor stream.
     Hub,
@@ -28,7 +30,7 @@ pub(super) fn environment(
     let base = format!("http://{address}/v2/{ENDPOINT}");
     let gpu = format!("?gpu={GPU}");
     let (take_worker, take_query, query) = match urls {
-        Urls::Full => ("$ID", gpu.as_str(), gpu.as_str()),
+        Urls::Full | Urls::ExampleNames => ("$ID", gpu.as_str(), gpu.as_str()),
         Urls::Bare => ("$ID", "", ""),
         Urls::GpuName => ("$ID", "?gpu=$RUNPOD_GPU_TYPE_ID", "?gpu=$RUNPOD_GPU_TYPE_ID"),
         Urls::Hub => ("$RUNPOD_POD_ID", "", "?gpu=$RUNPOD_GPU_TYPE_ID"),
@@ -44,7 +46,11 @@ pub(super) fn environment(
     if urls == Urls::Hub {
         variables.push(("RUNPOD_TEST", "true".to_owned()));
     } else {
-        variables.push(("RUNPOD_WEBHOOK_POST_STREAM", format!("{base}/job-stream/$RUNPOD_POD_ID/$ID{query}")));
+        let stream = match urls {
+            Urls::ExampleNames => "RUNPOD_WEBHOOK_JOB_STREAM",
+            _ => "RUNPOD_WEBHOOK_POST_STREAM",
+        };
+        variables.push((stream, format!("{base}/job-stream/$RUNPOD_POD_ID/$ID{query}")));
         variables.push(("RUNPOD_WEBHOOK_PING", format!("{base}/ping/$RUNPOD_POD_ID{query}")));
         variables.push(("RUNPOD_PING_INTERVAL", ping_milliseconds.to_string()));
     }

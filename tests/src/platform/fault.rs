@@ -24,6 +24,7 @@ pub(super) enum Answer {
     Right,
     Instead(Reply),
     Dropped,
+    Closed,
     Cut,
 }
 
@@ -69,6 +70,11 @@ impl Fault {
     /// The connection is reset without an answer; the platform takes no note of the request.
     pub fn dropped() -> Self {
         Self { has_effect: false, answer: Answer::Dropped, ..Self::NONE }
+    }
+
+    /// The connection is closed in good order but without an answer; the platform takes no note of the request.
+    pub fn closed() -> Self {
+        Self { has_effect: false, answer: Answer::Closed, ..Self::NONE }
     }
 
     /// The answer ends in its middle; the platform takes no note of the request.

@@ -103,9 +103,9 @@ impl Platform {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let state = Arc::new(State::new(options));
-        // Also where the caller is in a runtime of its own.
+        // Entered, not blocked on: it may be started inside another runtime.
         let listener = {
-            let _entered = runtime.enter();
+            let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
         runtime.spawn(serve::listen(listener, state.clone()));

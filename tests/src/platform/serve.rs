@@ -72,6 +72,10 @@ async fn serve(stream: TcpStream, connection: usize, state: &State) -> io::Resul
                 state.end_request(number, |at| Outcome::Dropped { at });
                 return wire.reset();
             }
+            Answer::Closed => {
+                state.end_request(number, |at| Outcome::Dropped { at });
+                return Ok(());
+            }
             Answer::Cut => {
                 state.end_request(number, |at| Outcome::Dropped { at });
                 return wire.send_half(&reply).await;
@@ -95,11 +99,18 @@ async fn or_gone(wire: &mut Wire, state: &State, number: usize, fault: &Fault) -
         biased;
         () = wire.gone() => None,
         reply = async {
-            tokio::time::sleep(fault.waits).await;
+            pause(fault.waits).await;
             let reply = if fault.has_effect { effect(state, number).await } else { Reply::empty(200) };
-            tokio::time::sleep(fault.answers_after).await;
+            pause(fault.answers_after).await;
             reply
         } => Some(reply),
+    }
+}
+
+/// No pause gives way to no other request: what was read first has its effect first.
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
     }
 }
 

@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::{
-    input,
+    failure, input,
     job::{self, BaseModel, Dataset},
     output,
 };
@@ -105,7 +105,7 @@ pub(crate) fn run<R, T: Shown>(
 ) -> Ended<T> {
     match understood.map(carry_out) {
         Ok(Ok(result)) => Ended::Done(result),
-        Ok(Err(error)) => Ended::Failed(format!("{error:#}")),
+        Ok(Err(error)) => Ended::Failed(failure::told(&error)),
         Err(problems) => Ended::Refused(problems),
     }
 }

@@ -19,6 +19,7 @@ use indicatif::MultiProgress;
 use serde::Serialize;
 
 use crate::{
+    failure,
     input::{self, FetchOptions},
     job::{BaseModel, Dataset, GpuRequest, JobSpec},
     prices,
@@ -122,7 +123,7 @@ pub(crate) fn estimate(options: &Options, terminal: MultiProgress) -> Answer {
     };
     match request.carry_out(terminal) {
         Ok(estimate) => Answer::Planned(Box::new(estimate)),
-        Err(error) => Answer::Failed(format!("{error:#}")),
+        Err(error) => Answer::Failed(failure::told(&error)),
     }
 }
 

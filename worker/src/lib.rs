@@ -4,6 +4,7 @@
 mod command;
 mod estimate;
 mod eval;
+mod failure;
 mod generate;
 mod input;
 mod job;

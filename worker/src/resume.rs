@@ -6,6 +6,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
+    failure,
     local_run::{self, LocalRun, Outcome, Sole},
     progress::Progress,
 };
@@ -32,12 +33,12 @@ pub(crate) fn resume(options: &Options, terminal: MultiProgress) -> Outcome {
     }
     let sole = match Sole::claim(folder) {
         Ok(sole) => sole,
-        Err(error) => return Outcome::Failed(format!("{error:#}")),
+        Err(error) => return Outcome::Failed(failure::told(&error)),
     };
     let run = match LocalRun::of_folder(folder) {
         Ok(run) => run,
-        Err(error) => return Outcome::Refused(vec![format!("{error:#}")]),
+        Err(error) => return Outcome::Refused(vec![failure::told(&error)]),
     };
     let progress = Progress::new(terminal).at_price(run.0.usd_per_hour);
-    run.carry_out(&sole, &progress).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
+    run.carry_out(&sole, &progress).unwrap_or_else(|error| Outcome::Failed(failure::told(&error)))
 }

@@ -12,6 +12,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
+    failure,
     input::{self, FetchOptions},
     job::{self, JobSpec, Overrides, ParameterFlags, Problem},
     local_run::{self, LocalRun, Outcome, Sole},
@@ -75,7 +76,7 @@ pub(crate) fn train(options: &Options, terminal: MultiProgress) -> Outcome {
         Err(problems) => return Outcome::Refused(problems),
     };
     let output = options.output.clone().unwrap_or_else(|| Path::new("brightrun-output").join(&job.job_id));
-    run_job(&job, &output, options, terminal).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
+    run_job(&job, &output, options, terminal).unwrap_or_else(|error| Outcome::Failed(failure::told(&error)))
 }
 
 /// The job of a command line.
@@ -99,7 +100,7 @@ pub(crate) fn read_job(path: &Path) -> Result<JobSpec, Vec<String>> {
 }
 
 fn read_job_with(path: &Path, overrides: &Overrides) -> Result<JobSpec, Vec<String>> {
-    let text = read_limited(path).map_err(|error| vec![format!("{error:#}")])?;
+    let text = read_limited(path).map_err(|error| vec![failure::told(&error)])?;
     let name = path.file_stem().and_then(|stem| stem.to_str());
     let fallback = name.filter(|name| job::is_job_id(name)).unwrap_or(FALLBACK_ID);
     job::parse(&text, overrides, fallback).map_err(|problems| described(&problems))

@@ -17,6 +17,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
+    failure,
     input::{self, FetchOptions},
     job::{self, BaseModel, Dataset, JobSpec},
     progress::Progress,
@@ -93,7 +94,7 @@ pub(crate) fn validate(options: &Options, terminal: MultiProgress) -> Verdict {
     };
     match request.carry_out(terminal) {
         Ok(report) => Verdict::Read(Box::new(report)),
-        Err(error) => Verdict::Failed(format!("{error:#}")),
+        Err(error) => Verdict::Failed(failure::told(&error)),
     }
 }
 

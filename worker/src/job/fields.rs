@@ -4,6 +4,9 @@ use std::{collections::HashSet, fmt};
 
 use serde_json::{Map, Value};
 
+/// From this likeness on (Jaro-Winkler), a name is taken for a misspelt one.
+const LIKE: f64 = 0.88;
+
 /// Something that makes a request impossible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -93,8 +96,17 @@ impl<'a> Object<'a> {
     pub(super) fn finish(self, findings: &mut Findings) {
         for name in self.fields.keys().filter(|name| !self.taken.contains(name.as_str())) {
             let shown: String = name.chars().take(64).collect();
-            findings.warnings.push(format!("{} is not a known field and has no effect", self.full_name(&shown)));
+            let meant = self.like(&shown).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            findings.warnings.push(format!("{} is not a known field and has no effect{meant}", self.full_name(&shown)));
         }
+    }
+
+    /// The known name that is most like this one, if any is.
+    fn like(&self, name: &str) -> Option<&str> {
+        let likeness = |known: &str| strsim::jaro_winkler(known, name);
+        let better = |a: &&str, b: &&str| likeness(a).total_cmp(&likeness(b)).then_with(|| b.cmp(a));
+        let best = self.taken.iter().copied().max_by(better);
+        best.filter(|known| likeness(known) >= LIKE)
     }
 
     fn full_name(&self, name: &str) -> String {

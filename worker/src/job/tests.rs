@@ -190,6 +190,21 @@ fn names_that_leave_their_folder_are_refused() {
 }
 
 #[test]
+fn misspelt_fields_are_recognised() {
+    for (misspelt, meant) in [
+        ("neftune_alpha", "neftune_noise_alpha"),
+        ("lora_plus_ratio", "loraplus_lr_ratio"),
+        ("learningRate", "learning_rate"),
+        ("num_epoch", "num_epochs"),
+        ("save_step", "save_steps"),
+    ] {
+        let warnings = job(&with(json!({ misspelt: 1 }))).warnings;
+        assert!(warnings[0].ends_with(&format!("; did you mean {meant}?")), "{warnings:?}");
+    }
+    assert!(!job(&with(json!({ "wandb_project": "x" }))).warnings[0].contains("did you mean"));
+}
+
+#[test]
 fn unknown_fields_are_warned_of() {
     let mut request = with(json!({ "learning_rates": 1 }));
     request["input"]["extra"] = json!({});
@@ -199,7 +214,7 @@ fn unknown_fields_are_warned_of() {
         [
             "surprise is not a known field and has no effect",
             "extra is not a known field and has no effect",
-            "hyperparameters.learning_rates is not a known field and has no effect",
+            "hyperparameters.learning_rates is not a known field and has no effect; did you mean learning_rate?",
         ]
     );
 }

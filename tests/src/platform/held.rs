@@ -36,7 +36,12 @@ impl HeldTake {
     /// Answers with a job of this input. The job is given out even if the worker has closed the connection, as by a
     /// platform that has not noticed; nothing but a missing ping will then bring it back. Says the id of the job.
     pub fn release_with(self, input: Value) -> String {
-        let id = self.state.note_job(json!({ "input": input }));
+        self.release_with_body(json!({ "input": input }))
+    }
+
+    /// The same with what a client posts to `/run`.
+    pub fn release_with_body(self, body: Value) -> String {
+        let id = self.state.note_job(body);
         let mut guard = self.state.lock();
         let inner = &mut *guard;
         let worker = inner.seen[self.number].worker.clone();

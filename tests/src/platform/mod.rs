@@ -213,7 +213,8 @@ impl Platform {
     }
 
     /// Everything that is wrong with what was asked so far: the wire, the order of progress and results, answers that
-    /// miss or are too many, pings that list the wrong jobs. Spacing is checked by [`order_problems`].
+    /// miss or are too many, pings that list the wrong jobs. For the end of a test whose workers live. Spacing is checked
+    /// by [`order_problems`]; where a worker is killed, it and [`answer_problems`] still hold.
     pub fn problems(&self) -> Vec<String> {
         let seen = self.seen();
         let mut problems: Vec<String> = seen.iter().flat_map(wire_problems).collect();

@@ -151,7 +151,11 @@ async fn poll(state: &State, mut step: impl FnMut() -> Poll) -> Reply {
     loop {
         changes.mark_unchanged();
         let until = match step() {
-            Poll::Answer(reply) => return reply,
+            Poll::Answer(reply) => {
+                // Jobs have changed hands, and a slow answer may be long in coming.
+                state.changed();
+                return reply;
+            }
             Poll::WaitUntil(until) => until,
         };
         let end = async {

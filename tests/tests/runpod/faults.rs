@@ -23,7 +23,9 @@ async fn a_platform_that_refuses_to_give_jobs_is_not_stormed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_is_said_until_it_arrives() {
-    for fault in [Fault::status(500), Fault::status(503), Fault::status(429), Fault::dropped(), Fault::cut()] {
+    for fault in
+        [Fault::status(500), Fault::status(503), Fault::status(429), Fault::dropped(), Fault::closed(), Fault::cut()]
+    {
         let bench = Bench::start();
         bench.platform.fault(Route::Done, fault, Extent::Times(4));
         let job = bench.platform.submit(json!({ "steps": 1 }));

@@ -18,6 +18,7 @@ mod partial;
 mod policy;
 mod refusal;
 mod s3;
+mod s3_client;
 mod source;
 
 use std::{fs::File, io, path::Path, sync::Arc};

@@ -1,6 +1,6 @@
 //! What all requests of one fetch share: the operator's policy, the limits, and the errors of a fetch.
 
-use std::{error::Error, future::Future, time::Duration};
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
 use hyper::{
     Request,
@@ -14,6 +14,7 @@ use super::{
     error::{Failure, FetchError, Trouble},
     limits::FetchLimits,
     policy::SourcePolicy,
+    s3_client::Line,
 };
 use crate::net::{self, Body, Dialer, NetError, Patience};
 
@@ -23,8 +24,7 @@ pub(super) struct Fetching {
     pub(super) limits: FetchLimits,
     /// What is fetched, for errors of all of it.
     place: String,
-    dialer: Dialer,
-    patience: Patience,
+    pub(super) line: Arc<Line>,
 }
 
 // === impl Fetching ===
@@ -43,7 +43,8 @@ impl Fetching {
             headers: limits.headers,
         };
         let patience = Patience::new(cancel.clone(), limits.deadline);
-        Ok(Self { policy: policy.clone(), limits: limits.clone(), place, dialer, patience })
+        let line = Arc::new(Line { dialer, patience });
+        Ok(Self { policy: policy.clone(), limits: limits.clone(), place, line })
     }
 
     /// Sends a request to the host of `url`, called `place`, and waits for the head of the answer. `trusted`: the operator
@@ -59,7 +60,7 @@ impl Fetching {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let answer = self.dialer.exchange(url, request, trusted, &self.patience).await;
+        let answer = self.line.exchange(url, request, trusted).await;
         answer.map_err(|error| self.failure(error, place))
     }
 
@@ -70,20 +71,20 @@ impl Fetching {
         what: &str,
         work: impl Future<Output = T>,
     ) -> Result<T, Failure> {
-        self.patience.within(most, what, work).await.map_err(|error| self.failure(error, &self.place))
+        self.line.patience.within(most, what, work).await.map_err(|error| self.failure(error, &self.place))
     }
 
     /// Waits for so long, or says that there is no time for that.
     pub(super) async fn pause(&self, time: Duration) -> Result<(), Failure> {
-        self.patience.pause(time).await.map_err(|error| self.failure(error, &self.place))
+        self.line.patience.pause(time).await.map_err(|error| self.failure(error, &self.place))
     }
 
     /// Whether the caller wants to stop.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.patience.is_cancelled()
+        self.line.patience.is_cancelled()
     }
 
-    fn failure(&self, error: NetError, place: &str) -> Failure {
+    pub(super) fn failure(&self, error: NetError, place: &str) -> Failure {
         let (place, all) = (place.to_owned(), self.place.clone());
         match error {
             NetError::RefusedAddress { address, what } => FetchError::RefusedAddress { place, address, what }.into(),

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{net::Body, redacted::Redacted};
 
-const AGENT: &str = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
 
 /// A file behind a link.
 pub(super) struct Link {
@@ -183,7 +183,7 @@ fn refused(status: u16, body: &[u8], headers: &HeaderMap, place: &str, url: &Url
 }
 
 /// `Retry-After`: seconds, or a date.
-fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     match text.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),

@@ -18,7 +18,9 @@ mod partial;
 mod policy;
 mod refusal;
 mod s3;
+mod s3_client;
 mod source;
+pub mod upload;
 
 use std::{fs::File, io, path::Path, sync::Arc};
 

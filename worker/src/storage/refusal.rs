@@ -51,12 +51,17 @@ impl Said {
         Self { status: None, codes, message: message.unwrap_or_default().to_owned() }
     }
 
-    fn has(&self, names: &[&str]) -> bool {
+    /// The status that counts: Supabase's own one more than the 400 around it.
+    pub(super) fn inner(&self, status: u16) -> u16 {
+        self.status.filter(|inner| (400..600).contains(inner)).unwrap_or(status)
+    }
+
+    pub(super) fn has(&self, names: &[&str]) -> bool {
         self.codes.iter().any(|code| names.iter().any(|name| code.eq_ignore_ascii_case(name)))
     }
 
     /// A code that can be repeated: a plain word that is no part of the link.
-    fn shown(&self, link: &str) -> Option<&str> {
+    pub(super) fn shown(&self, link: &str) -> Option<&str> {
         let plain = |code: &&String| {
             (3..=MAX_CODE_BYTES).contains(&code.len())
                 && code.chars().all(|c| c.is_ascii_alphabetic() || c == '_')
@@ -68,8 +73,7 @@ impl Said {
 
 /// What an answer with this status means. `link` is the whole address, so that nothing of it is repeated.
 pub(super) fn meaning(status: u16, said: &Said, place: &str, link: &str) -> Failure {
-    // Supabase's own status counts more than the 400 around it.
-    let inner = said.status.filter(|inner| (400..600).contains(inner)).unwrap_or(status);
+    let inner = said.inner(status);
     let code = said.shown(link).map(|code| format!(" ({code})")).unwrap_or_default();
     if is_expired(said) {
         return FetchError::Expired { place: place.to_owned(), ago: None }.into();
@@ -94,7 +98,7 @@ pub(super) fn meaning(status: u16, said: &Said, place: &str, link: &str) -> Fail
     FetchError::WrongLink { place: place.to_owned(), said: format!("HTTP {status}{code}: {why}") }.into()
 }
 
-fn is_expired(said: &Said) -> bool {
+pub(super) fn is_expired(said: &Said) -> bool {
     let message = said.message.to_ascii_lowercase();
     // "Request has expired", "jwt expired", "\"exp\" claim timestamp check failed".
     said.has(&["ExpiredToken", "TokenExpired", "RequestExpired"])
@@ -102,7 +106,7 @@ fn is_expired(said: &Said) -> bool {
         || message.contains("\"exp\" claim")
 }
 
-fn is_temporary(status: u16, said: &Said) -> bool {
+pub(super) fn is_temporary(status: u16, said: &Said) -> bool {
     matches!(status, 408 | 425 | 429)
         // 501 and 505 say that this server never will.
         || ((500..600).contains(&status) && !matches!(status, 501 | 505))

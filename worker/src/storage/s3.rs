@@ -1,24 +1,12 @@
-//! An object of an S3 store: the SDK signs requests and reads answers, and this worker's own connections carry them.
-//! Requests are signed in their headers, because some stores (RunPod's network volumes) do not know signed links.
+//! An object of an S3 store. Requests are signed in their headers, because some stores (RunPod's network volumes) do not
+//! know signed links.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
 use aws_sdk_s3::{
-    Client,
-    config::{
-        BehaviorVersion, Credentials, Region, RuntimeComponents, StalledStreamProtectionConfig, http::HttpRequest,
-        retry::RetryConfig, timeout::TimeoutConfig,
-    },
-    error::{ConnectorError, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectError,
-    primitives::{DateTimeFormat, SdkBody},
-};
-use aws_smithy_runtime_api::{
-    client::http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
-    http::Response,
+    primitives::DateTimeFormat,
 };
 use url::Url;
 
@@ -28,7 +16,8 @@ use super::{
     link::is_gzip,
     opened::{Flow, Opened, Rest, check_range, validator},
     partial::{Content, Validator},
-    refusal::{MAX_REFUSAL_BYTES, Said, meaning},
+    refusal::{Said, meaning},
+    s3_client::{Addressing, Checksums, S3Client},
     source,
 };
 use crate::redacted::Redacted;
@@ -92,46 +81,26 @@ impl S3Settings {
 
 /// An object of a store.
 pub(super) struct Object {
-    client: Client,
+    fetching: Arc<Fetching>,
+    client: S3Client,
     bucket: String,
     key: String,
     place: String,
-    /// What went wrong below the SDK, where only its own words would remain.
-    failure: Arc<Mutex<Option<Failure>>>,
 }
 
 // === impl Object ===
 
 impl Object {
     pub(super) fn new(fetching: Arc<Fetching>, settings: &S3Settings, bucket: &str, key: &str, place: &str) -> Self {
-        let failure = Arc::new(Mutex::new(None));
-        let credentials = Credentials::new(
-            settings.access_key_id.expose(),
-            settings.secret_access_key.expose(),
-            settings.session_token.as_ref().map(|token| token.expose().clone()),
-            None,
-            "operator",
-        );
-        let mut config = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(settings.region.clone()))
-            .credentials_provider(credentials)
-            // Time limits and repetition are ours.
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::disabled())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .http_client(Carrier { fetching, place: place.to_owned(), failure: failure.clone() });
-        if let Some(endpoint) = &settings.endpoint {
-            // Names of buckets as names of hosts are Amazon's custom; paths work everywhere else.
-            config = config.endpoint_url(endpoint.as_str()).force_path_style(true);
-        }
-        let client = Client::from_conf(config.build());
-        Self { client, bucket: bucket.to_owned(), key: key.to_owned(), place: place.to_owned(), failure }
+        // Names of buckets as names of hosts are Amazon's custom; paths work everywhere else.
+        let addressing = if settings.endpoint.is_some() { Addressing::Path } else { Addressing::Host };
+        let client = S3Client::new(settings, addressing, Checksums::Sdk, fetching.line.clone());
+        Self { fetching, client, bucket: bucket.to_owned(), key: key.to_owned(), place: place.to_owned() }
     }
 
     /// Asks for the object, or the rest of it.
     pub(super) async fn open(&self, rest: Option<&Rest>, total: Option<u64>) -> Result<Opened, Failure> {
-        let mut request = self.client.get_object().bucket(&self.bucket).key(&self.key);
+        let mut request = self.client.sdk.get_object().bucket(&self.bucket).key(&self.key);
         // A date has no `If-Range` here; stores always give a tag.
         let rest = rest.filter(|rest| matches!(rest.validator, Validator::ETag(_)));
         if let Some(rest) = rest {
@@ -157,9 +126,8 @@ impl Object {
     }
 
     fn refused(&self, error: &SdkError<GetObjectError>) -> Failure {
-        let below = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(failure) = below {
-            return failure;
+        if let Some(below) = self.client.take_failure() {
+            return self.fetching.failure(below, &self.place);
         }
         let Some(status) = error.raw_response().map(|answer| answer.status().as_u16()) else {
             return Trouble::new(TroubleKind::BrokenAnswer, "the request could not be made").into();
@@ -183,62 +151,6 @@ impl Object {
             _ => return meaning(status, &said, &self.place, ""),
         };
         FetchError::WrongLink { place: self.place.clone(), said: format!("HTTP {status}: {advice}") }.into()
-    }
-}
-
-/// Carries the SDK's requests over this worker's connections.
-struct Carrier {
-    fetching: Arc<Fetching>,
-    place: String,
-    failure: Arc<Mutex<Option<Failure>>>,
-}
-
-impl fmt::Debug for Carrier {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Carrier({})", self.place)
-    }
-}
-
-impl Clone for Carrier {
-    fn clone(&self) -> Self {
-        Self { fetching: self.fetching.clone(), place: self.place.clone(), failure: self.failure.clone() }
-    }
-}
-
-impl HttpClient for Carrier {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        SharedHttpConnector::new(self.clone())
-    }
-}
-
-impl HttpConnector for Carrier {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let carrier = self.clone();
-        HttpConnectorFuture::new(async move {
-            carrier.carry(request).await.map_err(|failure| {
-                *carrier.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
-                ConnectorError::other("the request failed".into(), None)
-            })
-        })
-    }
-}
-
-impl Carrier {
-    async fn carry(&self, request: HttpRequest) -> Result<Response<SdkBody>, Failure> {
-        let odd = |_| Failure::from(Trouble::new(TroubleKind::BrokenAnswer, "the request could not be made"));
-        let url = Url::parse(request.uri()).map_err(|_| odd(()))?;
-        let mut request = request.try_into_http1x().map_err(|_| odd(()))?;
-        let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
-        *request.uri_mut() = target.parse().map_err(|_| odd(()))?;
-        let (head, body) = self.fetching.exchange(&url, request, &self.place, true).await?;
-        let status = head.status;
-        let body = if status.is_success() {
-            SdkBody::from_body_1_x(body)
-        } else {
-            // The SDK reads an error whole.
-            SdkBody::from_body_1_x(body.limited(MAX_REFUSAL_BYTES))
-        };
-        Response::try_from(hyper::Response::from_parts(head, body)).map_err(|_| odd(()))
     }
 }
 

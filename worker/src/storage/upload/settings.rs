@@ -1,0 +1,267 @@
+//! Where results go: a bucket of an S3 store, or the disk of this machine. Read once, at the start.
+
+use std::time::Duration;
+
+use super::{endpoint::Endpoint, names};
+use crate::{
+    redacted::Redacted,
+    storage::{S3Settings, s3_client::Addressing, source},
+};
+
+/// Lifetime of links unless the operator says otherwise.
+pub const LINK_LIFETIME: Duration = Duration::from_secs(24 * HOUR);
+/// Shortest lifetime of links.
+pub const SHORTEST_LINK_LIFETIME: Duration = Duration::from_secs(HOUR);
+/// Longest lifetime of links: seven days, by the rules of signature version 4.
+pub const LONGEST_LINK_LIFETIME: Duration = Duration::from_secs(7 * 24 * HOUR);
+const HOUR: u64 = 3600;
+
+const BUCKET: [&str; 3] = ["BUCKET_NAME", "S3_BUCKET", "S3_BUCKET_NAME"];
+/// The endpoint that is only for results; it alone shows that results shall go to a bucket.
+const RESULT_ENDPOINT: &str = "BUCKET_ENDPOINT_URL";
+const ENDPOINT: [&str; 4] = [RESULT_ENDPOINT, "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+const OWN_REGION: [&str; 2] = ["BUCKET_REGION", "S3_REGION"];
+const AWS_REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+const PREFIX: [&str; 2] = ["BUCKET_PREFIX", "S3_PREFIX"];
+const PATH_STYLE: &str = "S3_FORCE_PATH_STYLE";
+const LINK_HOURS: &str = "S3_LINK_HOURS";
+/// Pairs of variables that hold the two halves of a key.
+const KEYS: [(&str, &str); 3] =
+    [("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"), AWS_KEYS];
+const AWS_KEYS: (&str, &str) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
+/// The region of stores that have none.
+const NO_REGION: &str = "us-east-1";
+/// Longest name of a bucket: the oldest ones of Amazon.
+const MAX_BUCKET_BYTES: usize = 255;
+
+/// Where results go.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// They stay where they are, and their addresses are `file://` ones.
+    Local,
+    /// Into a bucket.
+    Bucket(BucketSettings),
+}
+
+/// A bucket, how it is opened, and what is made of it.
+#[derive(Debug, Clone)]
+pub struct BucketSettings {
+    /// The store and the key that opens it.
+    pub s3: S3Settings,
+    /// The bucket's name.
+    pub bucket: String,
+    /// What all keys begin with, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// Whether the bucket stands in the path of an address and not in the host's name.
+    pub path_style: bool,
+    /// How long the links live.
+    pub link_lifetime: Duration,
+}
+
+type Variable<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+// === impl Store ===
+
+impl Store {
+    /// Reads the settings. Without the name of a bucket and without `BUCKET_ENDPOINT_URL` results stay on this machine.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let value = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        if first(&value, &BUCKET).or_else(|| first(&value, &[RESULT_ENDPOINT])).is_none() {
+            return Ok(Self::Local);
+        }
+        BucketSettings::read(&value).map(Self::Bucket)
+    }
+
+    /// What the operator should know at the start, if anything.
+    pub fn warning(&self) -> Option<String> {
+        match self {
+            Self::Local => Some(
+                "no bucket is set up (BUCKET_NAME, BUCKET_ENDPOINT_URL): results stay on the disk of this machine and \
+                 their addresses are file:// ones, which nobody else can open"
+                    .into(),
+            ),
+            Self::Bucket(settings) => settings.s3.session_token.is_some().then(|| {
+                "the key of the bucket is lent for a time (AWS_SESSION_TOKEN): links to results end with it, however \
+                 long they are made for"
+                    .into()
+            }),
+        }
+    }
+}
+
+// === impl BucketSettings ===
+
+impl BucketSettings {
+    fn read(value: &Variable<'_>) -> Result<Self, String> {
+        let named = first(value, &BUCKET).map(|(_, bucket)| bucket);
+        let endpoint = match first(value, &ENDPOINT) {
+            Some((name, text)) => {
+                let url = source::link(&text).map_err(|error| format!("{name} {error}"))?;
+                Some(Endpoint::read(url, named.as_deref()).map_err(|error| format!("{name} {error}"))?)
+            }
+            None => None,
+        };
+        let found = endpoint.as_ref().and_then(|endpoint| endpoint.bucket.clone());
+        let bucket = named.or(found).ok_or("BUCKET_NAME is not set, and BUCKET_ENDPOINT_URL names no bucket")?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if bucket.len() > MAX_BUCKET_BYTES || !bucket.chars().all(plain) || bucket.starts_with('.') {
+            return Err("BUCKET_NAME is no name of a bucket: letters, digits, '.', '-' and '_'".into());
+        }
+        let prefix = first(value, &PREFIX).map(|(_, prefix)| prefix.trim_matches('/').to_owned()).unwrap_or_default();
+        if !prefix.is_empty() {
+            names::check(&prefix).map_err(|error| format!("S3_PREFIX: {error}"))?;
+        }
+        let region = region(value, endpoint.as_ref())?;
+        let path_style = match value(PATH_STYLE).map(|text| text.to_ascii_lowercase()).as_deref() {
+            Some("1" | "true" | "yes" | "on") => true,
+            Some("0" | "false" | "no" | "off") => false,
+            Some(_) => return Err(format!("{PATH_STYLE} is neither true nor false")),
+            None => endpoint.as_ref().is_some_and(|endpoint| endpoint.addressing == Addressing::Path),
+        };
+        let (access_key_id, secret_access_key, session_token) = key(value)?;
+        let endpoint = endpoint.map(|endpoint| endpoint.base);
+        let s3 = S3Settings { endpoint, region, access_key_id, secret_access_key, session_token };
+        Ok(Self { s3, bucket, prefix, path_style, link_lifetime: link_lifetime(value)? })
+    }
+
+    /// The key of a file of a job.
+    pub(super) fn key_of(&self, job_id: &str, name: &str) -> String {
+        let slash = if self.prefix.is_empty() { "" } else { "/" };
+        format!("{}{slash}{job_id}/{name}", self.prefix)
+    }
+}
+
+fn region(value: &Variable<'_>, endpoint: Option<&Endpoint>) -> Result<String, String> {
+    let said = endpoint.and_then(|endpoint| endpoint.region.clone());
+    let set = |names: &[&str]| first(value, names).map(|(_, region)| region);
+    if let Some(region) = set(&OWN_REGION).or(said).or_else(|| set(&AWS_REGION)) {
+        return Ok(region);
+    }
+    match endpoint {
+        Some(endpoint) if endpoint.supabase => {
+            Err("S3_REGION is not set; Supabase Storage needs the region of the project".into())
+        }
+        Some(_) => Ok(NO_REGION.to_owned()),
+        None => Err("S3_REGION is not set; set it to the region of the bucket".into()),
+    }
+}
+
+type Key = (Redacted<String>, Redacted<String>, Option<Redacted<String>>);
+
+fn key(value: &Variable<'_>) -> Result<Key, String> {
+    let pair = KEYS.iter().find(|(id, secret)| value(id).or(value(secret)).is_some());
+    let (id, secret) = pair.ok_or(
+        "there is a bucket for results but no key for it; set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY",
+    )?;
+    let half = |name: &str, other: &str| value(name).ok_or(format!("{name} is not set, but {other} is"));
+    let (access_key_id, secret_access_key) = (half(id, secret)?, half(secret, id)?);
+    // The token belongs to that pair alone.
+    let session_token = value("AWS_SESSION_TOKEN").filter(|_| (*id, *secret) == AWS_KEYS).map(Redacted::hidden);
+    Ok((Redacted::hidden(access_key_id), Redacted::hidden(secret_access_key), session_token))
+}
+
+fn link_lifetime(value: &Variable<'_>) -> Result<Duration, String> {
+    let Some(text) = value(LINK_HOURS) else { return Ok(LINK_LIFETIME) };
+    let wrong = || format!("{LINK_HOURS} is no number of hours from 1 to 168");
+    let hours: u64 = text.parse().map_err(|_| wrong())?;
+    let lifetime = Duration::from_secs(hours.checked_mul(HOUR).ok_or_else(wrong)?);
+    let allowed = (SHORTEST_LINK_LIFETIME..=LONGEST_LINK_LIFETIME).contains(&lifetime);
+    if allowed { Ok(lifetime) } else { Err(wrong()) }
+}
+
+/// The first of these variables that is set, with its name.
+fn first(value: &Variable<'_>, names: &[&str]) -> Option<(String, String)> {
+    names.iter().find_map(|name| Some(((*name).to_owned(), value(name)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Store, String> {
+        Store::from_variables(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    fn bucket(variables: &[(&str, &str)]) -> BucketSettings {
+        match read(variables).unwrap() {
+            Store::Bucket(settings) => settings,
+            Store::Local => panic!("local"),
+        }
+    }
+
+    const KEY: [(&str, &str); 2] = [("BUCKET_ACCESS_KEY_ID", "id"), ("BUCKET_SECRET_ACCESS_KEY", "S3CR3T")];
+
+    #[test]
+    fn without_a_bucket_results_stay_here_and_that_is_said() {
+        for variables in [&[][..], &[("AWS_ACCESS_KEY_ID", "id"), ("S3_ENDPOINT", "https://h/b")][..]] {
+            let store = read(variables).unwrap();
+            assert!(matches!(store, Store::Local) && store.warning().unwrap().contains("file://"));
+        }
+    }
+
+    #[test]
+    fn settings_are_read_in_their_known_spellings() {
+        let runpod = bucket(&[&KEY[..], &[("BUCKET_ENDPOINT_URL", "https://b.s3.eu-west-1.amazonaws.com")]].concat());
+        assert_eq!((runpod.bucket.as_str(), runpod.path_style, runpod.s3.region.as_str()), ("b", false, "eu-west-1"));
+        assert_eq!((runpod.link_lifetime, runpod.key_of("j", "a")), (LINK_LIFETIME, "j/a".into()));
+        assert!(!format!("{runpod:?}").contains("S3CR3T"));
+
+        let amazon = [
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("AWS_SECRET_ACCESS_KEY", "key"),
+            ("AWS_SESSION_TOKEN", "token"),
+            ("AWS_REGION", "eu-west-1"),
+            ("S3_BUCKET", "b"),
+            ("S3_PREFIX", "/runs/2026/"),
+            ("S3_LINK_HOURS", "168"),
+        ];
+        let amazon = bucket(&amazon);
+        assert_eq!((amazon.s3.endpoint.clone(), amazon.path_style), (None, false));
+        assert_eq!((amazon.link_lifetime, amazon.key_of("j", "a")), (LONGEST_LINK_LIFETIME, "runs/2026/j/a".into()));
+        assert!(Store::Bucket(amazon).warning().unwrap().contains("AWS_SESSION_TOKEN"));
+
+        let supabase = [
+            ("S3_ENDPOINT", "https://r.supabase.co/storage/v1/s3"),
+            ("S3_REGION", "eu-central-1"),
+            ("S3_ACCESS_KEY_ID", "id"),
+            ("S3_SECRET_ACCESS_KEY", "key"),
+            ("AWS_SESSION_TOKEN", "of another key"),
+            ("BUCKET_NAME", "b"),
+        ];
+        let supabase = bucket(&supabase);
+        assert_eq!(supabase.s3.endpoint.as_ref().unwrap().path(), "/storage/v1/s3");
+        assert!(supabase.path_style && supabase.s3.session_token.is_none());
+    }
+
+    #[test]
+    fn a_volume_for_datasets_does_not_hide_a_bucket_for_results() {
+        let volume = ("AWS_ENDPOINT_URL", "https://s3api-eu-ro-1.runpod.io");
+        let both = [&KEY[..], &[volume, ("BUCKET_ENDPOINT_URL", "https://b.nyc3.digitaloceanspaces.com")]].concat();
+        assert_eq!(bucket(&both).bucket, "b");
+        assert!(matches!(read(&[&KEY[..], &[volume]].concat()), Ok(Store::Local)));
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named() {
+        let error = |more: &[(&str, &str)]| read(&[&KEY[..], more].concat()).unwrap_err();
+        let volume = error(&[("BUCKET_ENDPOINT_URL", "https://s3api-eu-ro-1.runpod.io"), ("BUCKET_NAME", "b")]);
+        assert!(volume.starts_with("BUCKET_ENDPOINT_URL is a RunPod network volume"), "{volume}");
+        assert!(error(&[("BUCKET_ENDPOINT_URL", "https://h/")]).starts_with("BUCKET_NAME is not set"));
+        assert!(error(&[("BUCKET_ENDPOINT_URL", "https://u:S3CR3T@h/b")]).contains("password"));
+        assert!(error(&[("BUCKET_NAME", "b")]).starts_with("S3_REGION is not set"));
+        let set = |name, value| error(&[("BUCKET_NAME", "b"), ("S3_ENDPOINT", "https://h"), (name, value)]);
+        for hours in ["0", "169", "x", "18446744073709551615"] {
+            assert!(set("S3_LINK_HOURS", hours).starts_with("S3_LINK_HOURS"), "{hours}");
+        }
+        assert!(set("S3_PREFIX", "a/../b").starts_with("S3_PREFIX"));
+        assert!(set("S3_FORCE_PATH_STYLE", "perhaps").starts_with("S3_FORCE_PATH_STYLE"));
+        assert!(error(&[("BUCKET_NAME", "a b"), ("S3_REGION", "r")]).contains("no name of a bucket"));
+        let supabase = [("S3_ENDPOINT", "https://r.supabase.co/storage/v1/s3"), ("BUCKET_NAME", "b")];
+        assert!(error(&supabase).contains("Supabase"));
+        let half = [("BUCKET_NAME", "b"), ("S3_REGION", "r"), ("BUCKET_ACCESS_KEY_ID", "id")];
+        assert_eq!(read(&half).unwrap_err(), "BUCKET_SECRET_ACCESS_KEY is not set, but BUCKET_ACCESS_KEY_ID is");
+        assert!(read(&half[..2]).unwrap_err().contains("no key"));
+    }
+}

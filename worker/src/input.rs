@@ -122,7 +122,7 @@ fn fetch(source: &Source, target: &Path, options: &FetchOptions, progress: &Prog
 }
 
 /// A name by which a person recognises the file, out of letters that no file system minds.
-fn file_name(purpose: &str, source: &Source) -> String {
+pub(crate) fn file_name(purpose: &str, source: &Source) -> String {
     let place = source.to_string();
     let last = place.split(['?', '#']).next().and_then(|place| place.rsplit('/').next()).unwrap_or_default();
     let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     input::BASE,
+    job::JobSpec,
     progress::Progress,
     signals,
     this_machine::{self, SystemClock},
@@ -32,6 +33,36 @@ const CHECKPOINTS: &str = "checkpoints";
 const FILE: &str = "run.json";
 /// Held by the process that works in a folder.
 const LOCK: &str = ".lock";
+
+/// Where everything of a run is.
+pub(crate) struct Places {
+    pub(crate) model_dir: PathBuf,
+    pub(crate) base_model_name: String,
+    pub(crate) base_model_asked: Option<String>,
+    pub(crate) dataset: PathBuf,
+    pub(crate) validation_dataset: Option<PathBuf>,
+    pub(crate) output_dir: PathBuf,
+    pub(crate) cache_dir: PathBuf,
+}
+
+/// The run of a job. What it runs on is not said yet.
+pub(crate) fn spec(job: &JobSpec, places: Places, usd_per_hour: Option<f64>, warnings: Vec<String>) -> RunSpec {
+    RunSpec {
+        job_id: job.job_id.clone(),
+        checkpoint_dir: checkpoints(&places.output_dir),
+        model_dir: places.model_dir,
+        base_model_name: places.base_model_name,
+        base_model_asked: places.base_model_asked,
+        dataset: places.dataset,
+        validation_dataset: places.validation_dataset,
+        output_dir: places.output_dir,
+        cache_dir: places.cache_dir,
+        machine: None,
+        usd_per_hour,
+        warnings,
+        parameters: job.parameters.clone(),
+    }
+}
 
 /// A run of this machine.
 #[derive(Debug, Serialize, Deserialize)]

@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Context;
-use brightrun_trainer::run::RunSpec;
 use clap::Args;
 use indicatif::MultiProgress;
 
@@ -15,7 +14,7 @@ use crate::{
     failure,
     input::{self, FetchOptions},
     job::{self, JobSpec, Overrides, ParameterFlags, Problem},
-    local_run::{self, LocalRun, Outcome, Sole},
+    local_run::{self, LocalRun, Outcome, Places, Sole},
     progress::Progress,
     this_machine,
 };
@@ -145,8 +144,7 @@ fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgr
     let progress = Progress::new(terminal).at_price(usd_per_hour);
     let file = |dataset, purpose| input::dataset(dataset, purpose, output, &options.fetching, &progress);
     let validation = job.validation.as_ref().map(|dataset| file(dataset, "validation"));
-    let spec = RunSpec {
-        job_id: job.job_id.clone(),
+    let places = Places {
         model_dir: absolute(&model_dir)?,
         base_model_name,
         base_model_asked: None,
@@ -154,11 +152,7 @@ fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgr
         validation_dataset: validation.transpose()?.as_deref().map(absolute).transpose()?,
         output_dir: output.to_owned(),
         cache_dir: cache,
-        checkpoint_dir: local_run::checkpoints(output),
-        machine: None,
-        usd_per_hour,
-        warnings,
-        parameters: job.parameters.clone(),
     };
+    let spec = local_run::spec(job, places, usd_per_hour, warnings);
     LocalRun(spec).carry_out(&sole, &progress)
 }

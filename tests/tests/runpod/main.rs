@@ -3,6 +3,7 @@
 
 mod ends;
 mod faults;
+mod training;
 mod usual;
 
 use std::{

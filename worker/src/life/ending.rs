@@ -30,15 +30,15 @@ const LONGEST_TEXT: usize = 2_000;
 
 /// A file that was delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivered {
+pub(super) struct DeliveredFile {
     /// Where it can be fetched from, without any header.
-    pub url: String,
+    pub(super) url: String,
     /// Its size.
-    pub bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// The end of a job whose files are delivered. `result` is its `result.json`; names of files are from its folder on.
-pub fn succeeded(result: &Value, files: &BTreeMap<String, Delivered>) -> Answer {
+pub(super) fn succeeded(result: &Value, files: &BTreeMap<String, DeliveredFile>, warnings: &[String]) -> Answer {
     let mut output: Map<String, Value> =
         TOLD.iter().filter_map(|key| Some(((*key).to_owned(), result.get(key)?.clone()))).collect();
     let names: Map<String, Value> =
@@ -49,7 +49,8 @@ pub fn succeeded(result: &Value, files: &BTreeMap<String, Delivered>) -> Answer 
     let metadata = output.entry("model_metadata").or_insert_with(|| json!({}));
     if let Some(metadata) = metadata.as_object_mut() {
         let known = metadata.get("warnings").and_then(Value::as_array).into_iter().flatten();
-        let all: Vec<String> = sizes.chain(known.filter_map(Value::as_str).map(str::to_owned)).collect();
+        let known = known.filter_map(Value::as_str).map(str::to_owned);
+        let all: Vec<String> = sizes.chain(warnings.iter().cloned()).chain(known).collect();
         metadata.insert("warnings".into(), json!(few(all)));
     }
     // The platform would take an empty list for a success, and ask for ever.
@@ -63,7 +64,7 @@ pub fn succeeded(result: &Value, files: &BTreeMap<String, Delivered>) -> Answer 
 }
 
 /// The end of a job that failed: the error is what its owner reads, so it says what failed, why, and what to do.
-pub fn failed(job_id: &str, shown: &Shown, error: &str) -> Answer {
+pub(super) fn failed(job_id: &str, shown: &Shown, error: &str) -> Answer {
     let error = cut(error);
     let mut output = json!(shown);
     if let Some(output) = output.as_object_mut() {
@@ -75,7 +76,7 @@ pub fn failed(job_id: &str, shown: &Shown, error: &str) -> Answer {
 }
 
 /// The platform's users see files, not folders.
-fn told_name(name: &str) -> &str {
+pub(super) fn told_name(name: &str) -> &str {
     name.strip_prefix("adapter/").unwrap_or(name)
 }
 
@@ -119,8 +120,8 @@ mod tests {
         })
     }
 
-    fn files(sizes: &[(&str, u64)]) -> BTreeMap<String, Delivered> {
-        let file = |bytes| Delivered { url: "https://h/f?signature=s".into(), bytes };
+    fn files(sizes: &[(&str, u64)]) -> BTreeMap<String, DeliveredFile> {
+        let file = |bytes| DeliveredFile { url: "https://h/f?signature=s".into(), bytes };
         sizes.iter().map(|(name, bytes)| ((*name).to_owned(), file(*bytes))).collect()
     }
 
@@ -128,7 +129,7 @@ mod tests {
     fn success_has_what_the_platform_reads_and_nothing_large() {
         let all =
             files(&[("adapter/adapter_model.safetensors", 5), ("adapter/adapter_config.json", 5), ("result.json", 5)]);
-        let answer = succeeded(&result(), &all);
+        let answer = succeeded(&result(), &all, &[]);
         let output = answer.output.unwrap();
         assert_eq!((answer.error, answer.refresh), (None, false));
         let names: Vec<&String> = output["model_files"].as_object().unwrap().keys().collect();
@@ -141,7 +142,7 @@ mod tests {
     #[test]
     fn without_an_adapter_to_fetch_it_is_a_failure() {
         for all in [files(&[]), files(&[("result.json", 5)])] {
-            let answer = succeeded(&result(), &all);
+            let answer = succeeded(&result(), &all, &[]);
             assert!(answer.error.unwrap().contains("could not be delivered"));
             assert_eq!(answer.output.unwrap()["status"], "failed");
         }
@@ -152,14 +153,14 @@ mod tests {
         let mut failed = result();
         failed["status"] = json!("failed");
         failed["error"] = json!("the base has changed");
-        let answer = succeeded(&failed, &files(&[("adapter/adapter_model.safetensors", 5)]));
+        let answer = succeeded(&failed, &files(&[("adapter/adapter_model.safetensors", 5)]), &[]);
         assert_eq!(answer.error.as_deref(), Some("the base has changed"));
     }
 
     #[test]
     fn large_files_carry_a_warning() {
         let warnings = |bytes| {
-            let answer = succeeded(&result(), &files(&[("adapter/adapter_model.safetensors", bytes)]));
+            let answer = succeeded(&result(), &files(&[("adapter/adapter_model.safetensors", bytes)]), &[]);
             answer.output.unwrap()["model_metadata"]["warnings"].as_array().unwrap().len()
         };
         assert_eq!((warnings(50_000_000), warnings(50_000_001), warnings(300_000_000)), (1, 2, 2));
@@ -169,7 +170,7 @@ mod tests {
     fn the_result_stays_small() {
         let mut many = result();
         many["model_metadata"]["warnings"] = json!(vec!["x".repeat(10_000); 1000]);
-        let answer = succeeded(&many, &files(&[("adapter/adapter_model.safetensors", 5)]));
+        let answer = succeeded(&many, &files(&[("adapter/adapter_model.safetensors", 5)]), &[]);
         let warnings = answer.output.as_ref().unwrap()["model_metadata"]["warnings"].as_array().unwrap();
         assert_eq!(warnings.last().unwrap(), "and 960 more, in result.json");
         assert!(json!(answer).to_string().len() < 200_000);

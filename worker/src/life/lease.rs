@@ -159,6 +159,11 @@ impl Lease {
         Ok(Self { shared, beating: Some(beating) })
     }
 
+    /// Whether the job was still this worker's at the last beat.
+    pub fn is_held(&self) -> bool {
+        !self.shared.lost.load(Ordering::SeqCst)
+    }
+
     /// Whether the job is still this worker's. It looks at the volume: to be asked before everything that counts.
     pub fn holds(&self) -> bool {
         self.shared.holds()

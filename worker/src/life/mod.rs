@@ -3,9 +3,11 @@
 mod ending;
 mod lease;
 mod limits;
+mod models;
 mod shown;
+mod training;
 
-pub use ending::{Delivered, failed, succeeded};
 pub use lease::{Lease, LeaseError, LeaseTimes};
 pub use limits::TimeLimit;
-pub use shown::Shown;
+pub use models::Models;
+pub use training::{Settings, Training};

@@ -11,7 +11,7 @@ const MOST_PROGRESS: f64 = 99.0;
 
 /// How far a job is. The platform stores it as a row: whole numbers where it expects them, and nothing that is no number.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Shown {
+pub(super) struct Shown {
     status: &'static str,
     stage: Stage,
     progress: f64,
@@ -57,7 +57,7 @@ impl Default for Shown {
 
 impl Shown {
     /// Takes note of what happened; whether there is something new to show.
-    pub fn note(&mut self, event: &Event) -> bool {
+    pub(super) fn note(&mut self, event: &Event) -> bool {
         let before = self.clone();
         match event {
             Event::Stage { stage } => self.stage = *stage,

@@ -1,0 +1,234 @@
+//! Real training jobs: the embedded model and conversations, from the platform's queue to the answer.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use brightrun_tests::platform::{Options, Platform, Route, Status, Urls};
+use brightrun_worker::{
+    life::{LeaseTimes, Models, Settings, Training},
+    net::Network,
+    runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
+    storage::{SourcePolicy, upload::Store},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::PATIENCE;
+
+fn settings(volume: &Path, worker: &str) -> Settings {
+    Settings {
+        jobs: volume.join("jobs"),
+        cache: volume.join("cache"),
+        models: Models::default(),
+        sources: SourcePolicy::service(),
+        store: Store::Local,
+        worker: worker.to_owned(),
+        execution: None,
+        lease: LeaseTimes {
+            beat: Duration::from_millis(50),
+            silence: Duration::from_secs(2),
+            look: Duration::from_millis(20),
+        },
+    }
+}
+
+/// A worker that trains, until it is told to go.
+fn worker(platform: &Platform, settings: Settings) -> (JoinHandle<()>, CancellationToken) {
+    let variables: HashMap<String, String> =
+        platform.environment_of(&settings.worker, Urls::Full).into_iter().collect();
+    let endpoints = Endpoints::from_variables(|name| variables.get(name).cloned()).unwrap().unwrap();
+    let client = Arc::new(Client::new(endpoints, Network::default(), ClientLimits::default()).unwrap());
+    let pace = Pace { progress: Duration::from_millis(20), ..Pace::default() };
+    let serving = Serving::new(client, Training::new(settings), pace);
+    let leave = CancellationToken::new();
+    let until = leave.clone();
+    (tokio::spawn(async move { serving.run(&until).await.unwrap() }), leave)
+}
+
+fn platform() -> Platform {
+    let options =
+        Options { ping_milliseconds: 100, redispatch_after: Some(Duration::from_secs(2)), ..Options::default() };
+    Platform::start_with(options).unwrap()
+}
+
+fn input(name: &str, changes: Value) -> Value {
+    let mut hyperparameters = json!({
+        "base_model": "brightrun/demo-moe", "max_steps": 4, "eval_steps": 2, "batch_size": 2, "max_seq_length": 256,
+        "lora_rank": 4, "save_steps": 1,
+    });
+    hyperparameters.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    json!({ "job_id": name, "dataset_url": "demo:conversations", "hyperparameters": hyperparameters })
+}
+
+fn long() -> Value {
+    json!({ "max_steps": 4000, "num_epochs": 1000, "eval_steps": 100_000, "save_steps": 10 })
+}
+
+fn path_of(url: &Value) -> PathBuf {
+    PathBuf::from(url.as_str().unwrap().strip_prefix("file://").unwrap())
+}
+
+fn adapter(folder: &TempDir, name: &str) -> Vec<u8> {
+    fs::read(folder.path().join("jobs").join(name).join("adapter/adapter_model.safetensors")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_comes_in_and_an_adapter_goes_out() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let job = platform.submit(input("first", json!({})));
+    let view = platform.until_status(&job, Status::Completed, PATIENCE).await.unwrap();
+    let output = view.output.unwrap();
+    assert_eq!((&output["status"], &output["job_id"]), (&json!("success"), &json!("first")));
+    assert_eq!((&output["current_step"], &output["progress"]), (&json!(4), &json!(100.0)));
+    assert_eq!(output["proven"], true);
+    let files = output["model_files"].as_object().unwrap();
+    for name in [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "training_args.json",
+        "trainer_state.json",
+        "metrics.jsonl",
+        "loss_curve.svg",
+        "loss_curve.png",
+        "dataset_report.json",
+        "README.md",
+        "result.json",
+    ] {
+        assert!(fs::metadata(path_of(&files[name])).unwrap().len() > 0, "{name}");
+    }
+    assert!(view.progress.iter().any(|shown| shown["metrics"]["training_loss"].is_f64()), "{:?}", view.progress);
+    assert!(view.progress.iter().all(|shown| shown["current_epoch"].is_u64() && shown["status"] == "running"));
+    leave.cancel();
+    working.await.unwrap();
+    assert_eq!(platform.problems(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_run_is_an_error_that_names_everything() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let wrong = [
+        (json!({}), "dataset_url"),
+        (json!({ "job_id": "../x", "dataset_url": "https://h/x" }), "job_id"),
+        (input("a", json!({ "learning_rate": -1, "lora_rank": "big" })), "hyperparameters.lora_rank"),
+        (input("b", json!({ "base_model": "/etc" })), "this endpoint has no model"),
+        (
+            json!({ "job_id": "c", "dataset_url": "/etc/passwd", "hyperparameters": { "base_model": "brightrun/demo-moe" } }),
+            "not allowed",
+        ),
+        (
+            json!({ "job_id": "d", "dataset_url": "https://127.0.0.1/x?token=S3CR3T", "hyperparameters": { "base_model": "brightrun/demo-moe" } }),
+            "refused",
+        ),
+        (json!([1]), "must be an object"),
+    ];
+    for (input, says) in wrong {
+        let job = platform.submit(input);
+        let view = platform.until_status(&job, Status::Failed, PATIENCE).await.unwrap();
+        let error = view.error.unwrap();
+        assert!(error.contains(says) && !error.contains("S3CR3T"), "{error}");
+        assert_eq!(view.output.unwrap()["status"], "failed");
+    }
+    leave.cancel();
+    working.await.unwrap();
+    assert_eq!(platform.problems(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_delivered_again_gets_the_stored_result() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let first = platform.submit(input("same", json!({})));
+    let first = platform.until_status(&first, Status::Completed, PATIENCE).await.unwrap();
+    let modified = || fs::metadata(volume.path().join("jobs/same/result.json")).unwrap().modified().unwrap();
+    let before = modified();
+    let second = platform.submit(input("same", json!({})));
+    let second = platform.until_status(&second, Status::Completed, PATIENCE).await.unwrap();
+    assert_eq!((first.output, modified()), (second.output, before));
+    let other = platform.submit(input("same", json!({ "lora_rank": 8 })));
+    let error = platform.until_status(&other, Status::Failed, PATIENCE).await.unwrap().error.unwrap();
+    assert!(error.contains("another job_id"), "{error}");
+    leave.cancel();
+    working.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_cancelled_while_it_trains_ends_and_leaves_no_adapter() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let job = platform.submit(input("cancelled", long()));
+    platform.until_count(Route::Progress, 10, PATIENCE).await.unwrap();
+    platform.cancel(&job);
+    let next = platform.submit(input("next", json!({})));
+    platform.until_status(&next, Status::Completed, PATIENCE).await.unwrap();
+    assert!(!volume.path().join("jobs/cancelled/result.json").exists());
+    assert!(!volume.path().join("jobs/cancelled/adapter").exists());
+    leave.cancel();
+    working.await.unwrap();
+    assert_eq!(platform.problems(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_goes_leaves_a_job_that_another_one_finishes_to_the_same_bytes() {
+    let (platform, volume, unbroken) = (platform(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let changes = json!({ "max_steps": 200, "num_epochs": 1000, "eval_steps": 100, "save_steps": 10 });
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let job = platform.submit(input("moved", changes.clone()));
+    platform.until_count(Route::Progress, 10, PATIENCE).await.unwrap();
+    leave.cancel();
+    working.await.unwrap();
+    assert_eq!(platform.job(&job).unwrap().status, Status::InProgress);
+    let (working, leave) = worker(&platform, settings(volume.path(), "two"));
+    let view = platform.until_status(&job, Status::Completed, PATIENCE).await.unwrap();
+    assert_eq!(view.deliveries, 2);
+    leave.cancel();
+    working.await.unwrap();
+    let (working, leave) = worker(&platform, settings(unbroken.path(), "three"));
+    let job = platform.submit(input("moved", changes));
+    platform.until_status(&job, Status::Completed, PATIENCE).await.unwrap();
+    leave.cancel();
+    working.await.unwrap();
+    assert_eq!(adapter(&volume, "moved"), adapter(&unbroken, "moved"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_ends_by_itself_before_its_time_is_over_and_can_go_on() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let body = json!({ "input": input("slow", long()), "policy": { "executionTimeout": 6000 } });
+    let job = platform.submit_body(body);
+    let error = platform.until_status(&job, Status::Failed, PATIENCE).await.unwrap().error.unwrap();
+    assert!(error.contains("steps are saved") && error.contains("same job_id"), "{error}");
+    assert!(volume.path().join("jobs/slow/checkpoints").is_dir());
+    leave.cancel();
+    working.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_never_train_the_same_job() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let workers = ["one", "two"].map(|name| worker(&platform, settings(volume.path(), name)));
+    let changes = json!({ "max_steps": 150, "num_epochs": 1000, "eval_steps": 100_000 });
+    let jobs = [platform.submit(input("shared", changes.clone())), platform.submit(input("shared", changes))];
+    let mut outputs = Vec::new();
+    for job in &jobs {
+        outputs.push(platform.until_status(job, Status::Completed, PATIENCE).await.unwrap().output.unwrap());
+    }
+    assert_eq!(outputs[0], outputs[1]);
+    // Whoever came second took no step of its own.
+    let lines = fs::read_to_string(volume.path().join("jobs/shared/metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().filter(|line| line.contains("\"event\":\"step\"")).count(), 150);
+    for (working, leave) in workers {
+        leave.cancel();
+        working.await.unwrap();
+    }
+}

@@ -11,6 +11,7 @@ use brightrun_trainer::{
     events::{Event, EventSink},
 };
 use clap::Args;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -41,16 +42,24 @@ pub(crate) struct FetchOptions {
 // === impl FetchOptions ===
 
 impl FetchOptions {
+    /// What jobs of strangers may name: no files of this machine.
+    pub(crate) fn of_strangers(&self) -> anyhow::Result<SourcePolicy> {
+        Ok(SourcePolicy { local_files: false, ..self.policy()? })
+    }
+
+    /// The certificates of the authorities that are trusted as well.
+    pub(crate) fn root_certificates(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let Some(path) = &self.root_certificates else { return Ok(Vec::new()) };
+        let certificates = fs::read(path).and_then(|pem| net::certificates_from_pem(&pem));
+        certificates.with_context(|| format!("--root-certificates {}", path.display()))
+    }
+
     fn policy(&self) -> anyhow::Result<SourcePolicy> {
-        let read = |path: &PathBuf| {
-            let certificates = fs::read(path).and_then(|pem| net::certificates_from_pem(&pem));
-            certificates.with_context(|| format!("--root-certificates {}", path.display()))
-        };
         Ok(SourcePolicy {
             plain_http: self.allow_http,
             network: Network {
                 private_addresses: self.allow_private_addresses,
-                extra_root_certificates: self.root_certificates.as_ref().map(read).transpose()?.unwrap_or_default(),
+                extra_root_certificates: self.root_certificates()?,
                 ..Network::default()
             },
             max_bytes: self.max_dataset_bytes,

@@ -23,6 +23,7 @@ pub mod storage;
 mod this_machine;
 mod train;
 mod validate;
+mod worker;
 
 use std::{
     env,
@@ -63,6 +64,8 @@ enum Command {
     Eval(eval::Options),
     /// Writes base and adapter as one model, which any program loads.
     Merge(merge::Options),
+    /// Takes jobs from RunPod's queue until it is told to go; what a container runs.
+    Worker(worker::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters {
         /// Prints their JSON schema instead.
@@ -103,6 +106,13 @@ pub fn run() -> ExitCode {
             output::print_verdict(&verdict, options.json);
             ExitCode::from(verdict.exit_code())
         }
+        Command::Worker(options) => match worker::work(&options) {
+            worker::Outcome::Gone => ExitCode::SUCCESS,
+            worker::Outcome::Broken(why) => {
+                eprintln!("The worker cannot work: {why}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Estimate(options) => {
             let answer = estimate::estimate(&options, terminal);
             let text = answer.render(options.json);

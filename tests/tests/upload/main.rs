@@ -129,6 +129,17 @@ fn body(bytes: usize) -> Vec<u8> {
     (0u32..).flat_map(u32::to_le_bytes).take(bytes).collect()
 }
 
+/// Waits until something is so, which it is soon.
+async fn soon(so: impl Fn() -> bool) {
+    for _ in 0..2000 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it did not happen");
+}
+
 /// Asserts that an error is of a kind and says something.
 #[track_caller]
 fn says(error: &UploadError, kind: &str, text: &str) {

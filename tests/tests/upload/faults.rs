@@ -251,7 +251,47 @@ async fn a_store_that_is_too_slow_is_given_up() {
 #[tokio::test]
 async fn the_operators_store_may_be_private() {
     let stand = Stand::start().await;
-    let bench = Bench::new(Store::Bucket(settings(stand.address, "key-secret"))).file("a", b"content");
+    let bench = Bench::new(Store::Bucket(Box::new(settings(stand.address, "key-secret")))).file("a", b"content");
     assert!(!bench.policy.network.private_addresses && bench.policy.network.allowed_addresses.is_empty());
     bench.deliver().await.unwrap();
+}
+
+/// This store lists uploads, which the other one does not.
+#[tokio::test]
+async fn what_a_killed_worker_left_of_a_file_is_removed() {
+    let server = FaultServer::start().await.unwrap();
+    let key = format!("runs/{JOB}/a");
+    let upload = |key: &str, id: &str| format!("<Upload><Key>{key}</Key><UploadId>{id}</UploadId></Upload>");
+    let left = upload(&key, "left") + &upload(&format!("{key}.other"), "of-another-file");
+    let list = Reply::file(format!("<ListMultipartUploadsResult>{left}</ListMultipartUploadsResult>"));
+    let begun = "<InitiateMultipartUploadResult><UploadId>new</UploadId></InitiateMultipartUploadResult>";
+    let done = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>";
+    let content = body(2 * PART as usize);
+    server.on("/bucket/", [Reply::status(200), list]);
+    let part = Reply::status(200).etag("\"x\"");
+    let replies = [
+        Reply::status(404),
+        Reply::status(204),
+        Reply::file(begun),
+        part.clone(),
+        part,
+        Reply::file(done),
+        Reply::file(content.clone()),
+    ];
+    server.on(&format!("/bucket/{key}"), replies);
+    Bench::bucket(server.address(), "k").file("a", &content).deliver().await.unwrap();
+    let seen = server.seen();
+    let removed: Vec<&str> =
+        seen.iter().filter(|seen| seen.method == "DELETE").map(|seen| seen.query.as_str()).collect();
+    assert_eq!(removed.len(), 1);
+    assert!(removed[0].contains("uploadId=left"), "{removed:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_asks_for_too_long_a_pause_is_given_up() {
+    let server = FaultServer::start().await.unwrap();
+    server.on("/bucket/", [Reply::status(503).header("retry-after", "3600")]);
+    let bench = Bench::bucket(server.address(), "k").file("a", b"content");
+    says(&bench.fails().await, "ServerFailed", "asks to come back in 60 min");
+    assert_eq!(server.seen().len(), 1);
 }

@@ -62,7 +62,7 @@ impl Bench {
 
     /// With the bucket `bucket` of a store.
     fn bucket(endpoint: SocketAddr, secret: &str) -> Self {
-        Self::new(Store::Bucket(settings(endpoint, secret)))
+        Self::new(Store::Bucket(Box::new(settings(endpoint, secret))))
     }
 
     /// Allows plain links to this server.

@@ -10,7 +10,7 @@ use brightrun_worker::{
 };
 
 use crate::{
-    ATTEMPTS, Bench, says,
+    ATTEMPTS, Bench, says, soon,
     stand::{Stand, get},
 };
 
@@ -130,9 +130,7 @@ async fn links_lead_to_public_servers_only() {
 async fn a_put_can_be_cancelled() {
     let (server, bench) = bench([Reply::status(200).delayed(Duration::from_secs(3600))]).await;
     let cancelling = async {
-        while server.count(PATH) == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        soon(|| server.count(PATH) > 0).await;
         bench.cancel.cancel();
         Instant::now()
     };

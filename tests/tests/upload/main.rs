@@ -62,7 +62,7 @@ impl Bench {
 
     /// With the bucket `bucket` of a store.
     fn bucket(endpoint: SocketAddr, secret: &str) -> Self {
-        Self::new(Store::Bucket(settings(endpoint, secret)))
+        Self::new(Store::Bucket(Box::new(settings(endpoint, secret))))
     }
 
     /// Allows plain links to this server.
@@ -127,6 +127,17 @@ fn settings(endpoint: SocketAddr, secret: &str) -> BucketSettings {
 /// Bytes that do not repeat, so that a piece in the wrong place is seen.
 fn body(bytes: usize) -> Vec<u8> {
     (0u32..).flat_map(u32::to_le_bytes).take(bytes).collect()
+}
+
+/// Waits until something is so, which it is soon.
+async fn soon(so: impl Fn() -> bool) {
+    for _ in 0..2000 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it did not happen");
 }
 
 /// Asserts that an error is of a kind and says something.

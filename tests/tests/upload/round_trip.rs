@@ -87,12 +87,12 @@ async fn links_that_were_changed_or_are_over_open_nothing() {
 async fn links_keep_the_path_of_the_endpoint() {
     let server = FaultServer::start().await.unwrap();
     let path = format!("/storage/v1/s3/bucket/runs/{JOB}/a");
-    server.on("/storage/v1/s3/bucket", [Reply::status(200)]);
+    server.on("/storage/v1/s3/bucket/", [Reply::status(200)]);
     server.on(&path, [Reply::status(404), Reply::status(200), Reply::file("content"), Reply::file("content")]);
     let mut bench = Bench::bucket(server.address(), "key-secret").file("a", b"content");
     let Store::Bucket(settings) = &mut bench.store else { panic!("local") };
     settings.s3.endpoint = Some(server.url("/storage/v1/s3").parse().unwrap());
-    let delivered = bench.deliver().await.unwrap();
+    let delivered = bench.deliver().await.unwrap_or_else(|error| panic!("{error}: {:?}", server.seen()));
     let link: url::Url = delivered.addresses()["a"].parse().unwrap();
     assert_eq!(link.path(), path);
     let seen = server.seen();

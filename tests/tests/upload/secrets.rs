@@ -33,7 +33,7 @@ fn replies() -> Vec<Reply> {
 async fn no_error_of_a_store_repeats_a_secret() {
     for reply in replies() {
         let server = FaultServer::start().await.unwrap();
-        server.on("/bucket", [Reply::status(200)]);
+        server.on("/bucket/", [Reply::status(200)]);
         server.on(&format!("/bucket/{SECRET}/{JOB}/{SECRET}"), [Reply::status(404), reply]);
         let mut bench = Bench::bucket(server.address(), SECRET).file(SECRET, b"content");
         let Store::Bucket(settings) = &mut bench.store else { panic!("local") };
@@ -62,7 +62,7 @@ async fn no_error_of_a_link_repeats_a_secret() {
 #[tokio::test]
 async fn what_is_delivered_shows_no_signature_by_accident() {
     let server = FaultServer::start().await.unwrap();
-    server.on("/bucket", [Reply::status(200)]);
+    server.on("/bucket/", [Reply::status(200)]);
     let replies = [Reply::status(404), Reply::status(200), Reply::file("content"), Reply::file("content")];
     server.on(&format!("/bucket/runs/{JOB}/a"), replies);
     let bench = Bench::bucket(server.address(), SECRET).file("a", b"content");

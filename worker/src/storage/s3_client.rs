@@ -107,7 +107,8 @@ impl S3Client {
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
         if let Some(endpoint) = &settings.endpoint {
-            config = config.endpoint_url(endpoint.as_str());
+            // Without a slash at the end the SDK would glue the bucket to the last part of the endpoint's path.
+            config = config.endpoint_url(format!("{}/", endpoint.as_str().trim_end_matches('/')));
         }
         Self { sdk: Client::from_conf(config.build()), failure }
     }

@@ -16,33 +16,26 @@ use aws_runtime::auth::SigV4OperationSigningConfig;
 use aws_sdk_s3::{
     config::{ConfigBag, Intercept, RuntimeComponents},
     error::{BoxError, ProvideErrorMetadata, SdkError},
-    presigning::PresigningConfig,
     types::ChecksumMode,
 };
 use aws_sigv4::http_request::SignableBody;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextMut;
 use base64_simd::STANDARD as BASE64;
-use http_body_util::Empty;
-use hyper::{Method, Request, body::Bytes, header};
 use sha2::{Digest, Sha256};
-use url::Url;
 
 use super::{
     error::{Failure, UploadError},
     held::{Held, Likeness},
     measured::{Measured, Piece},
     names,
-    refusal::{StoreRefusal, of_link},
+    refusal::StoreRefusal,
     sending::Sending,
     settings::BucketSettings,
 };
 use crate::{
-    net::{Body, NetError},
-    redacted::{Redacted, shown_path},
+    redacted::shown_path,
     storage::{
         error::{Trouble, TroubleKind},
-        link::AGENT,
-        refusal::MAX_REFUSAL_BYTES,
         s3_client::{Addressing, Checksums, Line, S3Client},
     },
 };
@@ -50,7 +43,7 @@ use crate::{
 /// The object's own note of its SHA-256, in hexadecimal digits.
 pub(super) const NOTE: &str = "sha256";
 /// Between two pieces of an object that is read back.
-const IDLE: Duration = Duration::from_secs(30);
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 /// A bucket that files of one job are delivered to.
 pub(super) struct Bucket<'a> {
@@ -215,51 +208,6 @@ impl<'a> Bucket<'a> {
             {
                 Some(bytes) => hash.update(&bytes),
                 None => return Ok(hash.finalize().into()),
-            }
-        }
-    }
-
-    /// A link that answers a plain GET.
-    pub(super) async fn link(&self, name: &str) -> Result<Redacted<Url>, UploadError> {
-        let fail = |why: &str| UploadError::Configuration(format!("no link can be made: {why}"));
-        let lifetime = PresigningConfig::expires_in(self.settings.link_lifetime);
-        let lifetime = lifetime.map_err(|_| fail("its lifetime is too long"))?;
-        let request = self.questions.sdk.get_object().bucket(&self.settings.bucket).key(self.target(name).key);
-        let signed = request.presigned(lifetime).await.map_err(|_| fail("the SDK cannot sign it"))?;
-        Ok(Redacted::url(Url::parse(signed.uri()).map_err(|_| fail("it is no URL"))?))
-    }
-
-    /// Opens a link as its user will, so that a wrong region, endpoint or key is found now.
-    pub(super) async fn opens(&self, link: &Redacted<Url>) -> Result<(), UploadError> {
-        let place = link.to_string();
-        let mut attempts = self.sending.attempts(&place);
-        loop {
-            let failure = match self.open_once(link.expose(), &place).await {
-                Ok(()) => return Ok(()),
-                Err(Failure::Final(UploadError::Refused { place, said })) => {
-                    return Err(UploadError::LinkDoesNotOpen { place, said });
-                }
-                Err(failure) => failure,
-            };
-            attempts.after(failure).await?;
-        }
-    }
-
-    async fn open_once(&self, link: &Url, place: &str) -> Result<(), Failure> {
-        let broken = |_| Trouble::new(TroubleKind::BrokenAnswer, "its address is no HTTP address");
-        let request = Request::builder().method(Method::GET).uri(&link[url::Position::BeforePath..]);
-        let request = request.header(header::USER_AGENT, AGENT).header(header::RANGE, "bytes=0-0");
-        let request = request.body(Empty::<Bytes>::new()).map_err(broken)?;
-        let answer: Result<(_, Body), NetError> = self.sending.line.exchange(link, request, true).await;
-        let (head, mut body) = answer.map_err(|error| self.sending.failure(error, place))?;
-        match head.status.as_u16() {
-            // 416: an empty file has no first byte.
-            200 | 206 | 416 => Ok(()),
-            status => {
-                let patience = &self.sending.line.patience;
-                let begin = patience.within(IDLE, "the error's text", body.begin(MAX_REFUSAL_BYTES)).await;
-                let begin = begin.map_err(|error| self.sending.failure(error, place))?;
-                Err(of_link(status, &begin, &head.headers, place, link.as_str(), 0))
             }
         }
     }

@@ -17,6 +17,7 @@ mod names;
 mod refusal;
 mod sending;
 mod settings;
+mod signed_links;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

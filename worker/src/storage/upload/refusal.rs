@@ -10,6 +10,7 @@ use super::{
     error::{Failure, UploadError},
     settings::BucketSettings,
 };
+use crate::redacted::shown_path;
 use crate::storage::{
     error::{Trouble, TroubleKind},
     link::retry_after,
@@ -117,7 +118,8 @@ impl StoreRefusal {
 fn region(headers: &Headers) -> Option<String> {
     let region = headers.get("x-amz-bucket-region")?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    (region.len() <= MAX_REGION_BYTES && region.bytes().all(plain)).then(|| region.to_owned())
+    let region = Some(region).filter(|region| region.len() <= MAX_REGION_BYTES && region.bytes().all(plain));
+    region.filter(|region| shown_path(region) == *region).map(str::to_owned)
 }
 
 /// By how much the store's clock differs from this machine's.

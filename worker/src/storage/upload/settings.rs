@@ -40,7 +40,7 @@ pub enum Store {
     /// They stay where they are, and their addresses are `file://` ones.
     Local,
     /// Into a bucket.
-    Bucket(BucketSettings),
+    Bucket(Box<BucketSettings>),
 }
 
 /// A bucket, how it is opened, and what is made of it.
@@ -69,7 +69,7 @@ impl Store {
         if first(&value, &BUCKET).or_else(|| first(&value, &[RESULT_ENDPOINT])).is_none() {
             return Ok(Self::Local);
         }
-        BucketSettings::read(&value).map(Self::Bucket)
+        BucketSettings::read(&value).map(|settings| Self::Bucket(Box::new(settings)))
     }
 
     /// What the operator should know at the start, if anything.
@@ -186,7 +186,7 @@ mod tests {
 
     fn bucket(variables: &[(&str, &str)]) -> BucketSettings {
         match read(variables).unwrap() {
-            Store::Bucket(settings) => settings,
+            Store::Bucket(settings) => *settings,
             Store::Local => panic!("local"),
         }
     }
@@ -220,7 +220,7 @@ mod tests {
         let amazon = bucket(&amazon);
         assert_eq!((amazon.s3.endpoint.clone(), amazon.path_style), (None, false));
         assert_eq!((amazon.link_lifetime, amazon.key_of("j", "a")), (LONGEST_LINK_LIFETIME, "runs/2026/j/a".into()));
-        assert!(Store::Bucket(amazon).warning().unwrap().contains("AWS_SESSION_TOKEN"));
+        assert!(Store::Bucket(Box::new(amazon)).warning().unwrap().contains("AWS_SESSION_TOKEN"));
 
         let supabase = [
             ("S3_ENDPOINT", "https://r.supabase.co/storage/v1/s3"),

@@ -148,12 +148,12 @@ async fn tell(
         }
         let Some(output) = news.borrow_and_update().clone() else { continue };
         let body = Bytes::from(json!({ "status": "IN_PROGRESS", "output": output }).to_string());
-        last = Some(Instant::now());
         // One that is on its way when the job ends is waited for, so that nothing overtakes it: `quiet` does not stop it.
         match client.answer(&job, body).await {
             Acknowledged::Yes => {}
             Acknowledged::Refused(status) => tracing::debug!("progress was refused with HTTP {status}"),
             Acknowledged::NotYet(why) => tracing::debug!("progress did not arrive: {why}"),
         }
+        last = Some(Instant::now());
     }
 }

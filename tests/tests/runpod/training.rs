@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use brightrun_tests::faults::{FaultServer, Reply};
 use brightrun_tests::platform::{Options, Platform, Route, Status, Urls};
 use brightrun_worker::{
     life::{LeaseTimes, Models, Settings, Training},
@@ -110,6 +111,31 @@ async fn a_job_comes_in_and_an_adapter_goes_out() {
     leave.cancel();
     working.await.unwrap();
     assert_eq!(platform.problems(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_go_to_the_links_that_the_job_gives() {
+    let (platform, volume, store) = (platform(), tempfile::tempdir().unwrap(), FaultServer::start().await.unwrap());
+    let mut settings = settings(volume.path(), "one");
+    settings.sources.plain_http = true;
+    settings.sources.network.allowed_addresses = vec![store.address()];
+    let (working, leave) = worker(&platform, settings);
+    let mut input = input("given", json!({}));
+    let names = ["adapter_model.safetensors", "adapter_config.json"];
+    for name in names {
+        store.on(&format!("/{name}"), [Reply::status(200)]);
+        input["upload_urls"][name] = json!(store.url(&format!("/{name}?token=S3CR3T")));
+    }
+    let job = platform.submit(input);
+    let view = platform.until_status(&job, Status::Completed, PATIENCE).await.unwrap();
+    let output = view.output.unwrap();
+    let told: Vec<&String> = output["model_files"].as_object().unwrap().keys().collect();
+    assert_eq!(told, ["adapter_config.json", "adapter_model.safetensors"]);
+    assert!(!output.to_string().contains("S3CR3T"), "{output}");
+    let sent = store.seen().into_iter().find(|seen| seen.path == "/adapter_model.safetensors").unwrap();
+    assert_eq!(sent.body, adapter(&volume, "given"));
+    leave.cancel();
+    working.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

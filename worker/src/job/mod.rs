@@ -4,15 +4,21 @@ mod fields;
 mod gpu;
 mod parameters;
 mod source;
+mod uploads;
+
+use std::collections::BTreeMap;
 
 use brightrun_trainer::run::Parameters;
 use serde_json::{Map, Value};
+use url::Url;
 
 pub(crate) use fields::Problem;
 use fields::{Findings, Object};
 pub(crate) use gpu::GpuRequest;
 pub(crate) use parameters::{ParameterFlags, schema as parameter_schema, table as parameter_table};
 pub(crate) use source::{BaseModel, Dataset};
+
+use crate::redacted::Redacted;
 
 /// Longest name of a job.
 const MAX_JOB_ID: usize = 128;
@@ -34,6 +40,8 @@ pub(crate) struct JobSpec {
     pub(crate) parameters: Parameters,
     /// What it is to run on.
     pub(crate) gpu: GpuRequest,
+    /// Where its files are to go, by name.
+    pub(crate) uploads: BTreeMap<String, Redacted<Url>>,
     /// What the request says that has no effect.
     pub(crate) warnings: Vec<String>,
 }
@@ -85,6 +93,7 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
     let none = Value::Object(Map::new());
     let hyperparameters = input.take(&["hyperparameters"], findings).map_or(&none, |(_, value)| value);
     let gpu = input.take(&["gpu_config"], findings);
+    let uploads = uploads::read(input.take(&["upload_urls"], findings), findings);
     for unused in input.take_unused(&["callback_url"]) {
         findings.warnings.push(format!("{unused} has no effect when a job is run from a file"));
     }
@@ -117,6 +126,7 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
         validation,
         parameters: parameters?,
         gpu,
+        uploads,
         warnings: Vec::new(),
     })
 }

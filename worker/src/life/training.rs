@@ -1,7 +1,6 @@
 //! What this worker does with a job: it is read, claimed, run and delivered, or goes on where it was left.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -331,12 +330,11 @@ impl Task {
         let files: Vec<Artifact> =
             names.map(|name| Artifact { name: ending::told_name(name).to_owned(), path: folder.join(name) }).collect();
         let (settings, limits) = (&self.settings, UploadLimits::default());
-        let links = BTreeMap::new();
         let delivered = upload::deliver(
             &settings.store,
             &spec.job_id,
             &files,
-            &links,
+            &spec.uploads,
             &settings.sources,
             &limits,
             &|_| {},

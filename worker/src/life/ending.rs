@@ -1,11 +1,9 @@
 //! What a job's client hears in the end, in the platform's words.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
 
 use super::shown::Shown;
-use crate::runpod::Answer;
+use crate::{runpod::Answer, storage::upload::Delivered};
 
 /// What the platform reads of `result.json`; the rest stays in the file.
 const TOLD: [&str; 10] = [
@@ -28,29 +26,19 @@ const READ_LIMIT_BYTES: u64 = 256_000_000;
 const MOST_WARNINGS: usize = 40;
 const LONGEST_TEXT: usize = 2_000;
 
-/// A file that was delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DeliveredFile {
-    /// Where it can be fetched from, without any header.
-    pub(super) url: String,
-    /// Its size.
-    pub(super) bytes: u64,
-}
-
-/// The end of a job whose files are delivered. `result` is its `result.json`; names of files are from its folder on.
-pub(super) fn succeeded(result: &Value, files: &BTreeMap<String, DeliveredFile>, warnings: &[String]) -> Answer {
+/// The end of a job whose files are delivered, under the names that [`told_name`] gives. `result` is its `result.json`.
+pub(super) fn succeeded(result: &Value, delivered: &Delivered) -> Answer {
     let mut output: Map<String, Value> =
         TOLD.iter().filter_map(|key| Some(((*key).to_owned(), result.get(key)?.clone()))).collect();
-    let names: Map<String, Value> =
-        files.iter().map(|(name, file)| (told_name(name).to_owned(), json!(file.url))).collect();
-    let has_adapter = names.contains_key("adapter_model.safetensors");
-    output.insert("model_files".into(), Value::Object(names));
-    let sizes = files.iter().filter_map(|(name, file)| size_warning(told_name(name), file.bytes));
+    let addresses = delivered.addresses();
+    let has_adapter = addresses.contains_key("adapter_model.safetensors");
+    output.insert("model_files".into(), json!(addresses));
+    let sizes = delivered.files.iter().filter_map(|file| size_warning(&file.name, file.bytes));
     let metadata = output.entry("model_metadata").or_insert_with(|| json!({}));
     if let Some(metadata) = metadata.as_object_mut() {
         let known = metadata.get("warnings").and_then(Value::as_array).into_iter().flatten();
         let known = known.filter_map(Value::as_str).map(str::to_owned);
-        let all: Vec<String> = sizes.chain(warnings.iter().cloned()).chain(known).collect();
+        let all: Vec<String> = sizes.chain(delivered.warnings.iter().cloned()).chain(known).collect();
         metadata.insert("warnings".into(), json!(few(all)));
     }
     // The platform would take an empty list for a success, and ask for ever.
@@ -110,6 +98,10 @@ fn cut(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        redacted::Redacted,
+        storage::upload::{DeliveredFile, Place},
+    };
 
     fn result() -> Value {
         json!({
@@ -120,16 +112,23 @@ mod tests {
         })
     }
 
-    fn files(sizes: &[(&str, u64)]) -> BTreeMap<String, DeliveredFile> {
-        let file = |bytes| DeliveredFile { url: "https://h/f?signature=s".into(), bytes };
-        sizes.iter().map(|(name, bytes)| ((*name).to_owned(), file(*bytes))).collect()
+    fn files(sizes: &[(&str, u64)]) -> Delivered {
+        let place = Place::Link(Redacted::url("https://h/f?signature=s".parse().unwrap()));
+        let file = |(name, bytes): &(&str, u64)| DeliveredFile {
+            name: told_name(name).to_owned(),
+            bytes: *bytes,
+            sha256: [0; 32],
+            place: place.clone(),
+            sent: true,
+        };
+        Delivered { files: sizes.iter().map(file).collect(), ..Delivered::default() }
     }
 
     #[test]
     fn success_has_what_the_platform_reads_and_nothing_large() {
         let all =
             files(&[("adapter/adapter_model.safetensors", 5), ("adapter/adapter_config.json", 5), ("result.json", 5)]);
-        let answer = succeeded(&result(), &all, &[]);
+        let answer = succeeded(&result(), &all);
         let output = answer.output.unwrap();
         assert_eq!((answer.error, answer.refresh), (None, false));
         let names: Vec<&String> = output["model_files"].as_object().unwrap().keys().collect();
@@ -142,7 +141,7 @@ mod tests {
     #[test]
     fn without_an_adapter_to_fetch_it_is_a_failure() {
         for all in [files(&[]), files(&[("result.json", 5)])] {
-            let answer = succeeded(&result(), &all, &[]);
+            let answer = succeeded(&result(), &all);
             assert!(answer.error.unwrap().contains("could not be delivered"));
             assert_eq!(answer.output.unwrap()["status"], "failed");
         }
@@ -153,14 +152,14 @@ mod tests {
         let mut failed = result();
         failed["status"] = json!("failed");
         failed["error"] = json!("the base has changed");
-        let answer = succeeded(&failed, &files(&[("adapter/adapter_model.safetensors", 5)]), &[]);
+        let answer = succeeded(&failed, &files(&[("adapter/adapter_model.safetensors", 5)]));
         assert_eq!(answer.error.as_deref(), Some("the base has changed"));
     }
 
     #[test]
     fn large_files_carry_a_warning() {
         let warnings = |bytes| {
-            let answer = succeeded(&result(), &files(&[("adapter/adapter_model.safetensors", bytes)]), &[]);
+            let answer = succeeded(&result(), &files(&[("adapter/adapter_model.safetensors", bytes)]));
             answer.output.unwrap()["model_metadata"]["warnings"].as_array().unwrap().len()
         };
         assert_eq!((warnings(50_000_000), warnings(50_000_001), warnings(300_000_000)), (1, 2, 2));
@@ -170,7 +169,7 @@ mod tests {
     fn the_result_stays_small() {
         let mut many = result();
         many["model_metadata"]["warnings"] = json!(vec!["x".repeat(10_000); 1000]);
-        let answer = succeeded(&many, &files(&[("adapter/adapter_model.safetensors", 5)]), &[]);
+        let answer = succeeded(&many, &files(&[("adapter/adapter_model.safetensors", 5)]));
         let warnings = answer.output.as_ref().unwrap()["model_metadata"]["warnings"].as_array().unwrap();
         assert_eq!(warnings.last().unwrap(), "and 960 more, in result.json");
         assert!(json!(answer).to_string().len() < 200_000);

@@ -23,7 +23,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ending::{self, DeliveredFile},
+    ending,
     lease::{Lease, LeaseError, LeaseTimes},
     limits::TimeLimit,
     models::Models,
@@ -198,7 +198,7 @@ impl Task {
         let base = self.settings.models.find(&spec.base_model, &self.settings.jobs)?;
         let folder = self.settings.jobs.join(&spec.job_id);
         fs::create_dir_all(&folder).map_err(on_volume(&folder))?;
-        let lease = self.claim(&folder).await?;
+        let lease = Arc::new(self.claim(&folder).await?);
         let request = digest(&spec);
         if let Some(result) = self.stored(&folder, &request)? {
             return self.deliver(&spec, &folder, result).await.map(Closed::Answered);
@@ -207,7 +207,6 @@ impl Task {
         let mut warnings = spec.warnings.clone();
         warnings.extend(base.warning.clone());
         warnings.extend(spec.gpu.check(this_machine::gpus()).map_err(|problem| problem.to_string())?);
-        warnings.extend(self.settings.store.warning());
         let dataset = self.fetch(&spec.dataset, "dataset", &folder).await?;
         let validation = match &spec.validation {
             Some(validation) => Some(self.fetch(validation, "validation", &folder).await?),
@@ -223,7 +222,7 @@ impl Task {
             cache_dir: self.settings.cache.clone(),
         };
         let run = local_run::spec(&spec, places, spec.gpu.usd_per_hour, warnings);
-        let ended = self.clone().run(run, lease).await?;
+        let ended = self.clone().run(run, lease.clone()).await?;
         tracing::info!("job {} ran for {:.0} s", spec.job_id, begin.elapsed().as_secs_f64());
         match ended {
             RunEnd::Paused { step, .. } => Ok(Closed::BrokenOff { steps: step }),
@@ -304,7 +303,7 @@ impl Task {
         fetched.map(|_| target).map_err(|error| error.to_string())
     }
 
-    async fn run(self: Arc<Self>, mut spec: RunSpec, lease: Lease) -> Result<RunEnd, String> {
+    async fn run(self: Arc<Self>, mut spec: RunSpec, lease: Arc<Lease>) -> Result<RunEnd, String> {
         let ended = spawn_blocking(move || {
             spec.machine = this_machine::processor();
             let sink = Fenced { task: &self, lease: &lease };
@@ -341,12 +340,7 @@ impl Task {
             &self.over,
         );
         let delivered = delivered.await.map_err(|error| error.to_string())?;
-        let addresses = delivered.addresses();
-        let files = delivered.files.iter().filter_map(|file| {
-            let url = addresses.get(&file.name)?.clone();
-            Some((file.name.clone(), DeliveredFile { url, bytes: file.bytes }))
-        });
-        Ok(ending::succeeded(&json!(result), &files.collect(), &delivered.warnings))
+        Ok(ending::succeeded(&json!(result), &delivered))
     }
 
     fn stage(&self, stage: Stage) {

@@ -3,6 +3,7 @@
 
 pub mod chat_golden;
 pub mod checkpoints;
+pub mod child;
 pub mod faults;
 pub mod golden;
 pub mod platform;

@@ -5,10 +5,10 @@
 
 use std::env;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use brightrun_kernels::dropout::splitmix;
+use brightrun_tests::child::{high_water_mark, numbers_of};
 use brightrun_tests::toy::{Mixers, Shape, Toy};
 use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::{MicroBatch, Sequence};
@@ -151,7 +151,7 @@ fn batch(documents: &[(usize, usize)], vocabulary: usize) -> Result<MicroBatch> 
 
 /// Loads the model and takes two steps; returns how far the high-water mark rose.
 fn measure(case: &Case, model_dir: &Path) -> Result<f64> {
-    let begin = high_water_mark()?;
+    let begin = high_water_mark()? as f64;
     let parameters = case.parameters();
     let config = ModelConfig::read(model_dir)?;
     let plan = lora::plan(&config, &parameters.lora())?;
@@ -176,13 +176,7 @@ fn measure(case: &Case, model_dir: &Path) -> Result<f64> {
         }
         optimizer.step(&gradients, 1e-4)?;
     }
-    Ok(high_water_mark()? - begin)
-}
-
-fn high_water_mark() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(kib.trim().trim_end_matches("kB").trim().parse::<f64>()? * 1024.0)
+    Ok(high_water_mark()? as f64 - begin)
 }
 
 /// Measures one case where it is asked to; otherwise there is nothing to do.
@@ -196,22 +190,10 @@ fn measured_in_a_process_of_its_own() {
 
 /// `strict`: what is freed goes back to the system at once.
 fn measured(index: usize, model_dir: &Path, strict: bool) -> Result<f64> {
-    let mut command = Command::new(env::current_exe()?);
-    if strict {
-        command.env("MALLOC_MMAP_THRESHOLD_", MMAP_THRESHOLD);
-    }
-    let output = command
-        .args([CHILD, "--exact", "--ignored", "--nocapture"])
-        .env(CASE, index.to_string())
-        .env(MODEL, model_dir)
-        .env("RAYON_NUM_THREADS", THREADS.to_string())
-        // What the program asks for by itself (`share_one_heap`).
-        .env("MALLOC_ARENA_MAX", "1")
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    let (_, mark) = text.split_once("the mark rose by ").context("the child said nothing")?;
-    Ok(mark.split_whitespace().next().context("no number")?.parse()?)
+    let (index, model) = (index.to_string(), model_dir.to_str().context("an odd path")?);
+    let mut variables = vec![(CASE, index.as_str()), (MODEL, model)];
+    variables.extend(strict.then_some(("MALLOC_MMAP_THRESHOLD_", MMAP_THRESHOLD)));
+    numbers_of(CHILD, "the mark rose by ", THREADS, &variables)?.first().copied().context("no number")
 }
 
 #[test]

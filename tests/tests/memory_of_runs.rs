@@ -5,10 +5,10 @@
 
 use std::env;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
+use brightrun_tests::child::{high_water_mark, numbers_of};
 use brightrun_tests::toy::{Mixers, Shape, Toy};
 use brightrun_trainer::clock::Still;
 use brightrun_trainer::config::Family;
@@ -68,12 +68,6 @@ impl EventSink for Planned {
     }
 }
 
-fn high_water_mark() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(kib.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
-}
-
 /// Runs one case where it is asked to; otherwise there is nothing to do.
 #[test]
 #[ignore = "runs as a process of its own"]
@@ -102,20 +96,11 @@ fn run_in_a_process_of_its_own() {
 }
 
 fn measured(index: usize, folder: &Path) -> Result<(f64, f64)> {
-    let output = Command::new(env::current_exe()?)
-        .args([CHILD, "--exact", "--ignored", "--nocapture"])
-        .env(CASE, index.to_string())
-        .env(FOLDER, folder)
-        .env("RAYON_NUM_THREADS", THREADS.to_string())
-        // What the program asks for by itself (`share_one_heap`); here threads of the test's are there before.
-        .env("MALLOC_ARENA_MAX", "1")
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    let (_, numbers) = text.split_once("planned ").context("the child said nothing")?;
-    let mut numbers = numbers.split_whitespace();
-    let mut number = || anyhow::Ok(numbers.find_map(|word| word.parse::<f64>().ok()).context("no number")?);
-    Ok((number()?, number()?))
+    let (index, folder) = (index.to_string(), folder.to_str().context("an odd path")?);
+    match numbers_of(CHILD, "planned ", THREADS, &[(CASE, &index), (FOLDER, folder)])?[..] {
+        [planned, measured] => Ok((planned, measured)),
+        _ => bail!("no numbers"),
+    }
 }
 
 #[test]

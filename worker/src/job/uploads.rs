@@ -23,9 +23,9 @@ pub(super) fn read(field: Option<Field<'_>>, findings: &mut Findings) -> BTreeMa
     for (name, link) in links {
         let shown_name: String = name.chars().take(LONGEST_NAME).collect();
         let path = format!("{path}.{shown_name}");
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
-        if name.is_empty() || name.len() > LONGEST_NAME || !name.chars().all(plain) {
-            findings.problem(path, "is no name of a file: letters, digits, '.', '_', '-' and '/' are allowed");
+        let long = (name.len() > LONGEST_NAME).then_some("it is too long");
+        if let Some(why) = long.or_else(|| upload::name_problem(name)) {
+            findings.problem(path, format!("is no name of a file: {why}"));
             continue;
         }
         // Of a link nothing is repeated.

@@ -29,7 +29,7 @@ use tokio_rustls::{
     TlsConnector,
     rustls::{self, ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
 };
-use url::{Host, Url};
+use url::{Host, Position, Url};
 
 use super::{
     error::{NetError, Trouble, TroubleKind},
@@ -71,6 +71,11 @@ pub(crate) fn tls(network: &Network) -> Result<Arc<ClientConfig>, String> {
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// What a request line says of an address: its path and its query.
+pub(crate) fn target(url: &Url) -> &str {
+    &url[Position::BeforePath..Position::AfterQuery]
 }
 
 // === impl Dialer ===

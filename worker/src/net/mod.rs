@@ -13,5 +13,5 @@ pub use network::{Names, Network, certificates_from_pem};
 
 pub(crate) use backoff::{Backoff, pause};
 pub(crate) use error::{NetError, Trouble, TroubleKind};
-pub(crate) use exchange::{Body, Dialer, tls};
+pub(crate) use exchange::{Body, Dialer, target, tls};
 pub(crate) use patience::Patience;

@@ -94,7 +94,7 @@ impl Client {
     /// Asks for at most so many jobs. `busy`: jobs are here already.
     pub(super) async fn take(&self, count: usize, busy: bool) -> Taken {
         let Some(url) = self.endpoints.take(count, busy) else { return Taken::Trouble("its address is none".into()) };
-        let answer = match self.get(&url, self.limits.hold, &CancellationToken::new()).await {
+        let answer = match self.get(&url, Some(JSON), self.limits.hold, &CancellationToken::new()).await {
             Ok(answer) => answer,
             // Nothing came while the platform held the request.
             Err(NetError::Deadline(_)) => return Taken::Jobs(Vec::new()),
@@ -147,7 +147,7 @@ impl Client {
     /// Asks which jobs are to be stopped; `None` where the platform has no such address. The error says why it did not work.
     pub(super) async fn stops(&self, cancel: &CancellationToken) -> Option<Result<HashSet<String>, String>> {
         let url = self.endpoints.stop()?;
-        let answer = match self.get(&url, self.limits.hold, cancel).await {
+        let answer = match self.get(&url, Some(JSON), self.limits.hold, cancel).await {
             Ok(answer) => answer,
             Err(NetError::Cancelled | NetError::Deadline(_)) => return Some(Ok(HashSet::new())),
             Err(error) => return Some(Err(error.to_string())),
@@ -167,30 +167,29 @@ impl Client {
     pub(super) async fn ping(&self, jobs: &[String], cancel: &CancellationToken) -> Result<(), String> {
         let Some(url) = self.endpoints.ping(jobs) else { return Ok(()) };
         let patience = 2 * self.endpoints.interval;
-        let answer = match self.request(Method::GET, &url, Empty::<Bytes>::new()) {
-            Ok(request) => self.exchange(&url, request, patience, cancel).await,
-            Err(error) => Err(error),
-        };
-        match answer {
+        match self.get(&url, None, patience, cancel).await {
             Ok(answer) if answer.status < 400 => Ok(()),
             Ok(answer) => Err(format!("it answered HTTP {}", answer.status)),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    async fn get(&self, url: &Url, most: Duration, cancel: &CancellationToken) -> Result<Answer, NetError> {
+    async fn get(
+        &self,
+        url: &Url,
+        content_type: Option<HeaderValue>,
+        most: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<Answer, NetError> {
         let mut request = self.request(Method::GET, url, Empty::new())?;
-        request.headers_mut().insert(CONTENT_TYPE, JSON);
+        request.headers_mut().extend(content_type.map(|kind| (CONTENT_TYPE, kind)));
         self.exchange(url, request, most, cancel).await
     }
 
     fn request<B>(&self, method: Method, url: &Url, body: B) -> Result<Request<B>, NetError> {
-        let target = match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
-        };
         let agent = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
-        let mut request = Request::builder().method(method).uri(target).header(ACCEPT, "*/*").header(USER_AGENT, agent);
+        let mut request =
+            Request::builder().method(method).uri(net::target(url)).header(ACCEPT, "*/*").header(USER_AGENT, agent);
         if let Some(key) = &self.endpoints.key {
             request = request.header(AUTHORIZATION, key.expose());
         }

@@ -2,6 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use thiserror::Error;
 use url::{Url, form_urlencoded};
 
@@ -26,6 +27,9 @@ const GPU_ID: &str = "$RUNPOD_GPU_TYPE_ID";
 const TAKE_PATH: &str = "/job-take/";
 const BATCH_PATH: &str = "/job-take-batch/";
 const STOP_PATH: &str = "/job-stop/";
+
+/// What stands for itself in no part of an address.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// Between two pings, unless the platform says otherwise.
 const USUAL_INTERVAL: Duration = Duration::from_secs(10);
@@ -151,9 +155,7 @@ fn with_query(address: &str, query: &[(&str, &str)]) -> Option<Url> {
 
 /// A name as one part of a path.
 fn encoded(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    let part = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    name.bytes().map(part).collect()
+    utf8_percent_encode(name, RESERVED).to_string()
 }
 
 /// The platform has encoded the names of GPUs already: `NVIDIA+GeForce+RTX+4090`.

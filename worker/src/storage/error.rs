@@ -204,9 +204,9 @@ impl FetchError {
 
 /// What went wrong in one attempt.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum Failure<E = FetchError> {
     /// Trying again cannot help.
-    Final(FetchError),
+    Final(E),
     /// Trying again may help.
     Again(Trouble),
 }
@@ -259,7 +259,7 @@ impl From<net::Trouble> for Trouble {
     }
 }
 
-impl From<Trouble> for Failure {
+impl<E> From<Trouble> for Failure<E> {
     fn from(trouble: Trouble) -> Self {
         Self::Again(trouble)
     }

@@ -24,7 +24,10 @@ use super::{
     refusal::{MAX_REFUSAL_BYTES, Said, meaning},
     source::joined,
 };
-use crate::{net::Body, redacted::Redacted};
+use crate::{
+    net::{self, Body},
+    redacted::Redacted,
+};
 
 pub(super) const AGENT: &str = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
 
@@ -99,11 +102,7 @@ impl Link {
 }
 
 fn request(url: &Url, rest: Option<&Rest>) -> Result<Request<Empty<Bytes>>, Failure> {
-    let target = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    let mut request = Request::builder().method(Method::GET).uri(target);
+    let mut request = Request::builder().method(Method::GET).uri(net::target(url));
     request = request.header(header::USER_AGENT, AGENT).header(header::ACCEPT, "*/*");
     request = request.header(header::ACCEPT_ENCODING, "gzip");
     if let Some(rest) = rest {

@@ -37,8 +37,33 @@ pub struct S3Settings {
     pub session_token: Option<Redacted<String>>,
 }
 
+/// The two halves of a key.
+pub(super) struct KeyPair {
+    /// The variables that they were in.
+    pub(super) names: (&'static str, &'static str),
+    pub(super) id: Redacted<String>,
+    pub(super) secret: Redacted<String>,
+}
+
+// === impl KeyPair ===
+
+impl KeyPair {
+    /// The first of these pairs of variables of which any half is set; then both must be.
+    pub(super) fn read(
+        value: &dyn Fn(&str) -> Option<String>,
+        pairs: &[(&'static str, &'static str)],
+    ) -> Result<Option<Self>, String> {
+        let names = pairs.iter().find(|(id, secret)| value(id).or(value(secret)).is_some());
+        let Some(&names) = names else { return Ok(None) };
+        let half = |name: &str, other: &str| {
+            value(name).map(Redacted::hidden).ok_or(format!("{name} is not set, but {other} is"))
+        };
+        Ok(Some(Self { names, id: half(names.0, names.1)?, secret: half(names.1, names.0)? }))
+    }
+}
+
 /// The region of stores that have none.
-const NO_REGION: &str = "us-east-1";
+pub(super) const NO_REGION: &str = "us-east-1";
 const ENDPOINT: [&str; 4] = ["S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "BUCKET_ENDPOINT_URL"];
 const REGION: [&str; 3] = ["S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"];
 /// Pairs of variables that hold the two halves of a key.
@@ -55,11 +80,7 @@ impl S3Settings {
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
         let value = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        let Some((id, secret)) = KEYS.iter().find(|(id, secret)| value(id).or(value(secret)).is_some()) else {
-            return Ok(None);
-        };
-        let half = |name: &str, other: &str| value(name).ok_or(format!("{name} is not set, but {other} is"));
-        let (access_key_id, secret_access_key) = (half(id, secret)?, half(secret, id)?);
+        let Some(key) = KeyPair::read(&value, &KEYS)? else { return Ok(None) };
         let endpoint = match ENDPOINT.iter().find_map(|name| Some((name, value(name)?))) {
             Some((name, text)) => Some(source::link(&text).map_err(|error| format!("{name} {error}"))?),
             None => None,
@@ -72,8 +93,8 @@ impl S3Settings {
         Ok(Some(Self {
             endpoint,
             region,
-            access_key_id: Redacted::hidden(access_key_id),
-            secret_access_key: Redacted::hidden(secret_access_key),
+            access_key_id: key.id,
+            secret_access_key: key.secret,
             session_token: value("AWS_SESSION_TOKEN").map(Redacted::hidden),
         }))
     }

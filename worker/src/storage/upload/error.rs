@@ -5,7 +5,7 @@ use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 use thiserror::Error;
 
 use crate::storage::{
-    error::{Trouble, TroubleKind},
+    error::{self, Trouble, TroubleKind},
     expiry::for_people,
 };
 
@@ -200,23 +200,11 @@ pub enum UploadError {
 }
 
 /// What went wrong in one attempt.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// Trying again cannot help.
-    Final(UploadError),
-    /// Trying again may help.
-    Again(Trouble),
-}
+pub(super) type Failure = error::Failure<UploadError>;
 
 impl From<UploadError> for Failure {
     fn from(error: UploadError) -> Self {
         Self::Final(error)
-    }
-}
-
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        Self::Again(trouble)
     }
 }
 

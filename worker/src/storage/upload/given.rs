@@ -14,6 +14,7 @@ use super::{
     sending::Sending,
 };
 use crate::{
+    net,
     redacted::Redacted,
     storage::{
         error::{Trouble, TroubleKind},
@@ -82,7 +83,7 @@ async fn put_once(
     place: &str,
 ) -> Result<Option<Failure>, Failure> {
     let kind = Kind::of(link);
-    let mut request = Request::builder().method(Method::PUT).uri(&link[url::Position::BeforePath..]);
+    let mut request = Request::builder().method(Method::PUT).uri(net::target(link));
     request = request.header(header::USER_AGENT, AGENT).header(header::CONTENT_LENGTH, measured.whole.bytes);
     if kind != Kind::Signature2 {
         request = request.header(header::CONTENT_TYPE, names::content_type(&measured.name));

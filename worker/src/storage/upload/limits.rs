@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::net;
+
 /// A delivery that takes longer has failed.
 pub const DEADLINE: Duration = Duration::from_secs(60 * 60);
 /// Resolving a name, and each attempt to connect.
@@ -86,11 +88,9 @@ impl UploadLimits {
         self.answer + Duration::from_secs(bytes / self.minimum_rate.max(1))
     }
 
-    /// Pause after so many failed attempts in a row: doubled each time, and between half and all of that, so that many
-    /// workers that failed together do not come back together.
+    /// Pause after so many failed attempts in a row.
     pub(super) fn pause(&self, failed: u32) -> Duration {
-        let doubled = self.first_pause.saturating_mul(1 << failed.saturating_sub(1).min(20));
-        doubled.min(self.longest_pause).mul_f64(0.5 + 0.5 * fastrand::f64())
+        net::pause(self.first_pause, self.longest_pause, failed)
     }
 }
 

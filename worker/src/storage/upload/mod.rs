@@ -31,6 +31,7 @@ use url::Url;
 pub use error::UploadError;
 pub use limits::UploadLimits;
 pub use names::MAX_NAME_BYTES;
+pub(crate) use names::problem as name_problem;
 pub use settings::{BucketSettings, LINK_LIFETIME, LONGEST_LINK_LIFETIME, SHORTEST_LINK_LIFETIME, Store};
 
 use super::{SourceError, SourcePolicy, source};

@@ -7,17 +7,21 @@ pub const MAX_NAME_BYTES: usize = 512;
 
 /// Checks the name of a file: parts of ASCII letters, digits, `.`, `_` and `-`, with `/` between them.
 pub(super) fn check(name: &str) -> Result<(), UploadError> {
-    let fail = |why| Err(UploadError::Name { name: shown(name), why });
+    match problem(name) {
+        Some(why) => Err(UploadError::Name { name: shown(name), why }),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with the name of a file, if anything is.
+pub(crate) fn problem(name: &str) -> Option<&'static str> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
-        return fail("a name has 1 to 512 bytes");
+        return Some("a name has 1 to 512 bytes");
     }
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte)) {
-        return fail("a name is ASCII letters, digits, '.', '_', '-' and '/'");
+        return Some("a name is ASCII letters, digits, '.', '_', '-' and '/'");
     }
-    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return fail("no part of a name is empty, '.' or '..'");
-    }
-    Ok(())
+    name.split('/').any(|part| matches!(part, "" | "." | "..")).then_some("no part of a name is empty, '.' or '..'")
 }
 
 /// Checks the name of a job, which becomes one part of a key.

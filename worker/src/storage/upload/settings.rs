@@ -5,7 +5,12 @@ use std::time::Duration;
 use super::{endpoint::Endpoint, names};
 use crate::{
     redacted::Redacted,
-    storage::{S3Settings, s3_client::Addressing, source},
+    storage::{
+        S3Settings,
+        s3::{KeyPair, NO_REGION},
+        s3_client::Addressing,
+        source,
+    },
 };
 
 /// Lifetime of links unless the operator says otherwise.
@@ -29,8 +34,6 @@ const LINK_HOURS: &str = "S3_LINK_HOURS";
 const KEYS: [(&str, &str); 3] =
     [("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"), AWS_KEYS];
 const AWS_KEYS: (&str, &str) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
-/// The region of stores that have none.
-const NO_REGION: &str = "us-east-1";
 /// Longest name of a bucket: the oldest ones of Amazon.
 const MAX_BUCKET_BYTES: usize = 255;
 
@@ -149,15 +152,12 @@ fn region(value: &Variable<'_>, endpoint: Option<&Endpoint>) -> Result<String, S
 type Key = (Redacted<String>, Redacted<String>, Option<Redacted<String>>);
 
 fn key(value: &Variable<'_>) -> Result<Key, String> {
-    let pair = KEYS.iter().find(|(id, secret)| value(id).or(value(secret)).is_some());
-    let (id, secret) = pair.ok_or(
+    let key = KeyPair::read(value, &KEYS)?.ok_or(
         "there is a bucket for results but no key for it; set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY",
     )?;
-    let half = |name: &str, other: &str| value(name).ok_or(format!("{name} is not set, but {other} is"));
-    let (access_key_id, secret_access_key) = (half(id, secret)?, half(secret, id)?);
     // The token belongs to that pair alone.
-    let session_token = value("AWS_SESSION_TOKEN").filter(|_| (*id, *secret) == AWS_KEYS).map(Redacted::hidden);
-    Ok((Redacted::hidden(access_key_id), Redacted::hidden(secret_access_key), session_token))
+    let session_token = value("AWS_SESSION_TOKEN").filter(|_| key.names == AWS_KEYS).map(Redacted::hidden);
+    Ok((key.id, key.secret, session_token))
 }
 
 fn link_lifetime(value: &Variable<'_>) -> Result<Duration, String> {

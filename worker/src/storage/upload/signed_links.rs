@@ -11,6 +11,7 @@ use super::{
     refusal::of_link,
 };
 use crate::{
+    net,
     redacted::Redacted,
     storage::{
         error::{Trouble, TroubleKind},
@@ -52,7 +53,7 @@ impl Bucket<'_> {
 
     async fn open_once(&self, link: &Url, place: &str) -> Result<(), Failure> {
         let broken = |_| Trouble::new(TroubleKind::BrokenAnswer, "its address is no HTTP address");
-        let request = Request::builder().method(Method::GET).uri(&link[url::Position::BeforePath..]);
+        let request = Request::builder().method(Method::GET).uri(net::target(link));
         let request = request.header(header::USER_AGENT, AGENT).header(header::RANGE, "bytes=0-0");
         let request = request.body(Empty::<Bytes>::new()).map_err(broken)?;
         let answer = self.sending.line.exchange(link, request, true).await;

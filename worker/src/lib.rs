@@ -23,6 +23,7 @@ pub mod storage;
 mod this_machine;
 mod train;
 mod validate;
+pub mod work;
 mod worker;
 
 use std::{

@@ -12,8 +12,9 @@ use crate::{
     input::FetchOptions,
     life::{LeaseTimes, Models, Settings, TimeLimit, Training},
     net::Network,
-    runpod::{Answer, Client, ClientLimits, Ended, Endpoints, Job, Pace, Serving, Show, Work},
+    runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
     storage::upload::Store,
+    work::{Answer, Ended, Job, Show, Work},
 };
 
 /// The folders of a volume that are the worker's.

@@ -18,7 +18,8 @@ use std::{
 use brightrun_tests::platform::{JobView, Options, Platform, Status, Urls, WORKER};
 use brightrun_worker::{
     net::Network,
-    runpod::{Answer, Client, ClientLimits, Ended, Endpoints, Job, Pace, Serving, Show, Work},
+    runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
+    work::{Answer, Ended, Job, Show, Work},
 };
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::shown::Shown;
-use crate::{runpod::Answer, storage::upload::Delivered};
+use crate::{storage::upload::Delivered, work::Answer};
 
 /// What the platform reads of `result.json`; the rest stays in the file.
 const TOLD: [&str; 10] = [

@@ -33,12 +33,12 @@ use crate::{
     input,
     job::{self, Dataset, JobSpec, Overrides},
     local_run::{self, Places},
-    runpod::{Ended, Job, Show, Work},
     storage::{
         self, FetchLimits, Source, SourcePolicy,
         upload::{self, Artifact, Store, UploadLimits},
     },
     this_machine::{self, SystemClock},
+    work::{Answer, Ended, Job, Show, Work},
 };
 
 /// What a folder's job was asked for, as a hash: another job of the same name is another job.
@@ -100,7 +100,7 @@ struct Task {
 
 /// How a job ended that was not broken off.
 enum Closed {
-    Answered(crate::runpod::Answer),
+    Answered(Answer),
     BrokenOff { steps: u64 },
 }
 
@@ -115,7 +115,7 @@ impl Training {
 
 impl Work for Training {
     async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
-        let limit = TimeLimit::of(&job.policy, self.settings.execution, Duration::ZERO);
+        let limit = TimeLimit::of(&job.policy, self.settings.execution, job.waited);
         let task = Arc::new(Task {
             settings: self.settings.clone(),
             show,
@@ -323,7 +323,7 @@ impl Task {
         }
     }
 
-    async fn deliver(&self, spec: &JobSpec, folder: &Path, result: RunResult) -> Result<crate::runpod::Answer, String> {
+    async fn deliver(&self, spec: &JobSpec, folder: &Path, result: RunResult) -> Result<Answer, String> {
         self.stage(Stage::Uploading);
         let names = result.files.iter().map(|file| file.name.as_str()).chain([RESULT_FILE]);
         let files: Vec<Artifact> =

@@ -14,11 +14,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    client::{Acknowledged, Client},
-    serving::Answer,
-};
-use crate::net::Backoff;
+use super::client::{Acknowledged, Client};
+use crate::{net::Backoff, work::Answer};
 
 /// Largest answer that is sent: the platform drops results that are larger without a word.
 const MAX_ANSWER_BYTES: usize = 1 << 20;

@@ -13,8 +13,11 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::{endpoints::Endpoints, job::Job};
-use crate::net::{self, Dialer, NetError, Network, Patience, Trouble, TroubleKind};
+use super::endpoints::Endpoints;
+use crate::{
+    net::{self, Dialer, NetError, Network, Patience, Trouble, TroubleKind},
+    work::Job,
+};
 
 /// Largest answer that is read: the largest job that the platform accepts has 20 MB.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
@@ -103,7 +106,7 @@ impl Client {
         match answer.status {
             200 => {
                 // What cannot be read is taken for nothing, as the platform's own workers do.
-                let (jobs, nameless) = Job::all(serde_json::from_slice(&answer.body).unwrap_or(Value::Null));
+                let (jobs, nameless) = jobs_of(serde_json::from_slice(&answer.body).unwrap_or(Value::Null));
                 if nameless > 0 {
                     tracing::warn!("the platform sent {nameless} jobs without an id, which nobody can answer");
                 }
@@ -218,4 +221,37 @@ impl Client {
 struct Answer {
     status: u16,
     body: Vec<u8>,
+}
+
+/// The jobs of an answer: an object is one, an array several. The second value counts what is none.
+fn jobs_of(answer: Value) -> (Vec<Job>, usize) {
+    let found = match answer {
+        Value::Array(values) => values,
+        Value::Null => Vec::new(),
+        value => vec![value],
+    };
+    let count = found.len();
+    let jobs: Vec<Job> = found.into_iter().filter_map(Job::read).collect();
+    let nameless = count - jobs.len();
+    (jobs, nameless)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn one_or_several_jobs_come_at_once() {
+        let text =
+            r#"{"delayTime": 0, "error": "", "id": "0", "input": 7, "retries": 0, "status": 200, "s3Config": {}}"#;
+        let hub = jobs_of(serde_json::from_str(text).unwrap());
+        assert_eq!((hub.0[0].id.as_str(), &hub.0[0].input), ("0", &json!(7)));
+        let (jobs, nameless) =
+            jobs_of(json!([{"id": "a", "input": {"x": 1}}, {"id": 5}, {"input": {}}, "x", {"id": ""}]));
+        let ids: Vec<&str> = jobs.iter().map(|job| job.id.as_str()).collect();
+        assert_eq!((ids, nameless), (vec!["a", "5"], 3));
+        assert_eq!(jobs_of(Value::Null), (vec![], 0));
+    }
 }

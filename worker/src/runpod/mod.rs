@@ -1,7 +1,7 @@
 //! RunPod's serverless worker protocol: jobs are taken, shown, stopped and answered over five addresses that the platform
 //! gives the container in its environment.
 //!
-//! [`Endpoints`] are these addresses, and [`Client`] speaks to them. [`Serving`] is the worker, which does some [`Work`] with every
+//! [`Endpoints`] are these addresses, and [`Client`] speaks to them. [`Serving`] is the worker, which does some [`Work`](crate::work::Work) with every
 //! job: `held` knows which jobs are here, `heartbeat` tells the platform so, `answering` says what there is to say of one
 //! job, in order.
 
@@ -10,11 +10,9 @@ mod client;
 mod endpoints;
 mod heartbeat;
 mod held;
-mod job;
 mod serving;
 
 pub use answering::Pace;
 pub use client::{Client, ClientLimits};
 pub use endpoints::{Endpoints, EndpointsError};
-pub use job::Job;
-pub use serving::{Answer, Ended, Serving, Show, Work};
+pub use serving::Serving;

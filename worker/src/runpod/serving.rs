@@ -8,8 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -18,9 +17,11 @@ use super::{
     client::{Client, Taken},
     heartbeat::heartbeat,
     held::Held,
-    job::Job,
 };
-use crate::net::Backoff;
+use crate::{
+    net::Backoff,
+    work::{Answer, Ended, Job, Show, Work},
+};
 
 /// An answer without jobs that comes sooner is no long poll, and is not asked for again at once.
 const SHORT_POLL: Duration = Duration::from_millis(500);
@@ -38,49 +39,6 @@ const ON_ITS_WAY: Duration = Duration::from_millis(500);
 /// A worker that is to go tries for so long to give its answer.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
-/// What a worker does with a job.
-pub trait Work: Send + Sync + 'static {
-    /// Carries a job out. `stop` ends when the platform wants no more of it, `leave` when this worker is to go.
-    fn carry_out(
-        &self,
-        job: Job,
-        show: Show,
-        stop: CancellationToken,
-        leave: CancellationToken,
-    ) -> impl Future<Output = Ended> + Send;
-}
-
-/// Shows how far a job is.
-#[derive(Clone)]
-pub struct Show {
-    answering: Arc<Answering>,
-}
-
-/// How a job ended here.
-#[derive(Debug)]
-pub enum Ended {
-    /// With this answer.
-    Answered(Answer),
-    /// The platform has stopped it, and wants to hear nothing.
-    Stopped,
-    /// It is not over, and goes on at another worker: the platform gives it to one, since nobody answers.
-    HandedBack,
-}
-
-/// What a job's client hears in the end. The platform takes a job for failed only where there is an error.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Answer {
-    /// What came out of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub output: Option<Value>,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// The platform is to replace this worker by a fresh one.
-    #[serde(rename = "stopPod", skip_serializing_if = "std::ops::Not::not")]
-    pub refresh: bool,
-}
-
 /// A worker at work.
 pub struct Serving<W> {
     client: Arc<Client>,
@@ -88,15 +46,6 @@ pub struct Serving<W> {
     work: W,
     pace: Pace,
     running: Mutex<HashMap<String, CancellationToken>>,
-}
-
-// === impl Show ===
-
-impl Show {
-    /// Shows it. The latest counts; it never waits.
-    pub fn progress(&self, output: Value) {
-        self.answering.progress(output);
-    }
 }
 
 // === impl Serving ===
@@ -168,7 +117,8 @@ impl<W: Work> Serving<W> {
         let stop = CancellationToken::new();
         self.running().insert(id.clone(), stop.clone());
         let answering = Arc::new(Answering::begin(self.client.clone(), &id, self.pace.clone()));
-        let show = Show { answering: answering.clone() };
+        let showing = answering.clone();
+        let show = Show::new(move |output| showing.progress(output));
         let work = self.work.carry_out(job, show, stop.clone(), leave.clone());
         let ended = Guarded(Box::pin(work)).await.unwrap_or_else(|| Ended::Answered(self.fault()));
         self.running().remove(&id);

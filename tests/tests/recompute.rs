@@ -1,14 +1,21 @@
 //! The layer-by-layer step, with recompute and without, gives the gradient of the whole graph.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
 use brightrun_tests::steps::{PLAIN, gradients, without_gradient, worst_difference};
 use brightrun_tests::toy::{Shape, Toy};
 use brightrun_tests::whole_graph::{gradient, losses};
+use brightrun_trainer::Error;
 use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::{IGNORED, MicroBatch};
+use brightrun_trainer::clock::Clock;
 use brightrun_trainer::config::Family;
 use brightrun_trainer::lora::{Adapter, AdapterTensors, TargetSet, resolve};
 use brightrun_trainer::model::{Model, PassDropout};
-use brightrun_trainer::step::{Position, Recompute, StepOptions};
+use brightrun_trainer::step::{Gradients, Position, Recompute, StepOptions, accumulate_timed, evaluate};
+use brightrun_trainer::stop::{Stop, StopKind};
+use brightrun_trainer::weights::{BasePrecision, Checkpoint};
 
 const FIRST: Position = Position { step: 0, micro_batch: 0, micro_batches: 1 };
 
@@ -179,5 +186,46 @@ fn the_load_balancing_loss_gets_the_gradient_of_the_whole_graph() {
             assert!(worst <= 1e-5, "{family:?}: the gradient of {place} differs by {worst:e}");
         }
         assert!(worst_difference(&plain, &expected).unwrap().0 > 1e-3, "{family:?}: the coefficient does nothing");
+    }
+}
+
+/// Asks for a stop when it is looked at for the second time: a step looks between its forward and its backward pass.
+struct Impatient {
+    stop: Stop,
+    looks: AtomicU32,
+}
+
+impl Clock for Impatient {
+    fn elapsed(&self) -> Duration {
+        if self.looks.fetch_add(1, Ordering::Relaxed) == 1 {
+            self.stop.ask(StopKind::Cancel);
+        }
+        Duration::ZERO
+    }
+
+    fn since_1970(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn whoever_asks_to_stop_waits_for_one_layer_and_not_for_the_micro_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let toy = Toy::write(dir.path(), &Shape { layers: 3, ..Shape::tiny(Family::Qwen3Moe) }, 1).unwrap();
+    let adapters = toy.adapters(&toy.plan(toy.every_linear()).unwrap(), 2).unwrap();
+    let batch = MicroBatch::from_sequences(&toy.sequences(&[20], 0.7, 3)).unwrap();
+    for recompute in [Recompute::Layers, Recompute::None] {
+        let stop = Stop::default();
+        let checkpoint = Checkpoint::open(dir.path(), &toy.config).unwrap().until(&stop);
+        let model = Model::load(&toy.config, &checkpoint, &BasePrecision::Full, &adapters).unwrap();
+        let step = |clock: &dyn Clock| {
+            let (mut gradients, options) = (Gradients::new(&adapters), StepOptions { recompute, ..PLAIN });
+            accumulate_timed(&model, &batch, &options, FIRST, 10, &mut gradients, clock)
+        };
+        let clock = Impatient { stop: stop.clone(), looks: AtomicU32::new(5) };
+        assert!(step(&clock).is_ok() && evaluate(&model, &batch, false).is_ok());
+        clock.looks.store(0, Ordering::Relaxed);
+        assert!(matches!(step(&clock), Err(Error::Cancelled)), "{recompute:?}: the backward pass goes on");
+        assert!(matches!(evaluate(&model, &batch, false), Err(Error::Cancelled)));
     }
 }

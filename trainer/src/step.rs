@@ -205,6 +205,7 @@ pub fn accumulate_timed(
 
     for index in (first..model.layers().len()).rev() {
         let Some(input) = inputs[index].take() else { continue };
+        pass.go_on()?;
         let output = match kept[index].take() {
             Some(output) => output,
             None => model.layers()[index].forward(input.tensor(), &pass)?,

@@ -30,6 +30,7 @@ pub use pass::{Pass, PassDropout};
 
 use crate::adapters::Adapters;
 use crate::config::{MixerKind, MlpKind, ModelConfig};
+use crate::stop::Stop;
 use crate::weights::{BasePrecision, Checkpoint};
 use crate::{Error, Result};
 use attention::Attention;
@@ -50,6 +51,7 @@ pub struct Model {
     norm: Norm,
     head: Linear,
     rope: Mutex<RopeTable>,
+    stop: Stop,
 }
 
 /// One decoder layer.
@@ -106,6 +108,7 @@ impl Layer {
 
     /// Runs the layer; the graph is kept if `hidden` or an adapter asks for it.
     pub fn forward(&self, hidden: &Tensor, pass: &Pass) -> Result<LayerOutput> {
+        pass.go_on()?;
         let x = self.input_norm.forward(hidden)?;
         let mixed = match &self.mixer {
             Mixer::Attention(attention) => attention.forward(&x, pass)?,
@@ -171,7 +174,8 @@ impl Layer {
 const FIRST_POSITIONS: usize = 512;
 
 impl Model {
-    /// Loads a checkpoint in the given precision, with these adapters attached.
+    /// Loads a checkpoint in the given precision, with these adapters attached. Whoever may stop the reading may stop what is
+    /// computed with the model too, between two layers.
     pub fn load(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
@@ -201,7 +205,8 @@ impl Model {
         let layers = (0..config.layers.len()).map(|index| Layer::load(&loader, index)).collect::<Result<_>>()?;
         let rope = RopeTable::new(config.attention.rotary_dim, config.attention.rope_theta, FIRST_POSITIONS)?;
         let norm = loader.norm("model.norm")?;
-        Ok(Self { config: config.clone(), embedding, layers, norm, head, rope: Mutex::new(rope) })
+        let (rope, stop) = (Mutex::new(rope), checkpoint.stop().clone());
+        Ok(Self { config: config.clone(), embedding, layers, norm, head, rope, stop })
     }
 
     /// What the model is.
@@ -223,7 +228,7 @@ impl Model {
                 self.config.max_position_embeddings
             )));
         }
-        Pass::new(documents, self.rope(longest)?, dropout)
+        Ok(Pass::new(documents, self.rope(longest)?, dropout)?.until(&self.stop))
     }
 
     /// A pass over `new` tokens of one document that follow `past` others, without a graph.

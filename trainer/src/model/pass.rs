@@ -8,7 +8,8 @@ use brightrun_kernels::rope::RopeTable;
 use candle_core::{Device, Tensor, Var};
 
 use super::linear::keyed;
-use crate::Result;
+use crate::stop::Stop;
+use crate::{Error, Result};
 
 /// Dropout on the LoRA path for one micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +32,7 @@ pub struct Pass {
     pub(super) adapted: bool,
     dropout: Option<PassDropout>,
     graph: bool,
+    stop: Stop,
 }
 
 impl Pass {
@@ -47,7 +49,19 @@ impl Pass {
             adapted: true,
             dropout: dropout.filter(|d| d.probability > 0.0),
             graph: true,
+            stop: Stop::default(),
         })
+    }
+
+    /// The same pass, which ends with an error at the next layer once somebody asks to stop: a micro-batch of a large model
+    /// takes longer than people wait.
+    pub(super) fn until(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
+    }
+
+    /// An error where somebody asked to stop.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        if self.stop.asked().is_some() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// The same pass without a graph: parameters count as constants, so that no op keeps anything for a backward pass.

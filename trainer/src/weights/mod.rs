@@ -57,6 +57,11 @@ impl Checkpoint {
         Self { stop: stop.clone(), ..self }
     }
 
+    /// Who may stop the reading.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
     /// The values of a tensor that is no linear's weight (norm, bias, convolution, decay), row-major.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
         self.plain(name, TensorKind::Other)

@@ -73,6 +73,7 @@ fn whole_run(inputs: &Path, seed: u64, threads: usize) -> Vec<(PathBuf, Vec<u8>)
         validation_dataset: None,
         output_dir: output.path().to_owned(),
         base_model_asked: None,
+        base_model_revision: None,
         cache_dir: output.path().join("cache"),
         checkpoint_dir: output.path().join("checkpoints"),
         machine: None,

@@ -80,6 +80,7 @@ fn run_in_a_process_of_its_own() {
         model_dir: folder.join(family.model_type()),
         base_model_name: "toy".to_owned(),
         base_model_asked: None,
+        base_model_revision: None,
         dataset: folder.join("conversations.jsonl"),
         validation_dataset: None,
         output_dir: output.path().to_owned(),

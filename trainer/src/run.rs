@@ -41,6 +41,9 @@ pub struct RunSpec {
     pub base_model_name: String,
     /// The base model that the job asked for, where that is another name.
     pub base_model_asked: Option<String>,
+    /// Revision of the base model, where that is known.
+    #[serde(default)]
+    pub base_model_revision: Option<String>,
     /// Training examples, in any of the known formats.
     pub dataset: PathBuf,
     /// Validation examples; without them `validation_split` of the training conversations.

@@ -10,8 +10,10 @@ mod input;
 mod job;
 pub mod life;
 mod local_run;
+mod log;
 mod merge;
 pub mod net;
+mod operator;
 mod output;
 mod prices;
 mod progress;
@@ -26,18 +28,11 @@ mod validate;
 pub mod work;
 mod worker;
 
-use std::{
-    env,
-    io::{self, IsTerminal},
-    process::ExitCode,
-};
+use std::{env, io, process::ExitCode};
 
 use brightrun_trainer::allocator;
 use clap::{Parser, Subcommand};
 use indicatif::MultiProgress;
-use tracing_subscriber::EnvFilter;
-
-use progress::LogWriter;
 
 pub use redacted::Redacted;
 
@@ -75,6 +70,13 @@ enum Command {
     },
 }
 
+impl Command {
+    /// It runs on its own, and others watch it by what it says.
+    fn is_service(&self) -> bool {
+        matches!(self, Self::Worker(_))
+    }
+}
+
 /// The program: reads the command line, does what it says, and gives the exit code.
 pub fn run() -> ExitCode {
     // Who says how many heaps it should have gets those.
@@ -83,14 +85,7 @@ pub fn run() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let terminal = MultiProgress::new();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let writer = LogWriter::new(terminal.clone());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(move || writer.clone())
-        .init();
+    let _said = if arguments.command.is_service() { log::for_a_service() } else { log::for_people(&terminal) };
     match arguments.command {
         Command::Train(options) => {
             let outcome = train::train(&options, terminal);
@@ -107,7 +102,7 @@ pub fn run() -> ExitCode {
             output::print_verdict(&verdict, options.json);
             ExitCode::from(verdict.exit_code())
         }
-        Command::Worker(options) => match worker::work(&options) {
+        Command::Worker(options) => match worker::work(options) {
             worker::Outcome::Gone => ExitCode::SUCCESS,
             worker::Outcome::Broken(why) => {
                 eprintln!("The worker cannot work: {why}");

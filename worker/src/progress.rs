@@ -12,10 +12,12 @@ use brightrun_trainer::{
     events::{Event, EventSink, Stage, StepMetrics},
     plan::{TimeEstimate, duration, gigabytes},
 };
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Pause between two lines where there is no terminal.
 const LINE_PAUSE: Duration = Duration::from_secs(5);
+/// The same where lines are kept, and dear: platforms drop what is more than a little.
+const LOG_PAUSE: Duration = Duration::from_secs(20);
 const READING: &str = "{elapsed_precise} [{bar:32}] {bytes}/{total_bytes} read  ETA {eta}";
 const BAR: &str = "{elapsed_precise} [{bar:32}] {pos}/{len} steps  {msg}";
 
@@ -23,6 +25,7 @@ const BAR: &str = "{elapsed_precise} [{bar:32}] {pos}/{len} steps  {msg}";
 pub(crate) struct Progress {
     terminal: MultiProgress,
     interactive: bool,
+    pause: Duration,
     /// Dollars an hour.
     price: Option<f64>,
     state: Mutex<State>,
@@ -47,7 +50,14 @@ struct State {
 
 impl Progress {
     pub(crate) fn new(terminal: MultiProgress) -> Self {
-        Self { terminal, interactive: io::stderr().is_terminal(), price: None, state: Mutex::default() }
+        let interactive = io::stderr().is_terminal();
+        Self { terminal, interactive, pause: LINE_PAUSE, price: None, state: Mutex::default() }
+    }
+
+    /// For a log, whoever reads it and when.
+    pub(crate) fn in_lines() -> Self {
+        let terminal = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        Self { interactive: false, pause: LOG_PAUSE, ..Self::new(terminal) }
     }
 
     /// The same with what an hour costs.
@@ -101,7 +111,7 @@ impl Progress {
         }
         // Small files are read before a line is due.
         let last = *state.last_line.get_or_insert_with(Instant::now);
-        if bytes > 0 && last.elapsed() >= LINE_PAUSE {
+        if bytes > 0 && last.elapsed() >= self.pause {
             state.last_line = Some(Instant::now());
             tracing::info!("read {} of {} MiB", bytes >> 20, total >> 20);
         }
@@ -118,7 +128,7 @@ impl Progress {
             bar.set_message(message);
             return;
         }
-        let due = state.last_line.is_none_or(|last| last.elapsed() >= LINE_PAUSE);
+        let due = state.last_line.is_none_or(|last| last.elapsed() >= self.pause);
         if due || metrics.step == state.steps {
             state.last_line = Some(Instant::now());
             tracing::info!("step {}/{}  {message}", metrics.step, state.steps);
@@ -257,7 +267,7 @@ mod tests {
     }
 
     fn progress() -> Progress {
-        let terminal = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
+        let terminal = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
         Progress { interactive: true, ..Progress::new(terminal) }
     }
 

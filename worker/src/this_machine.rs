@@ -34,8 +34,13 @@ impl Clock for SystemClock {
 /// Its processor, with the memory that a run may take now; `None` where the system does not tell.
 pub(crate) fn processor() -> Option<Machine> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
+    Some(Machine::cpu(threads, memory()?))
+}
+
+/// Memory that may be taken now; `None` where the system does not tell.
+pub(crate) fn memory() -> Option<u64> {
     let available = memory_available(&fs::read_to_string("/proc/meminfo").ok()?)?;
-    Some(Machine::cpu(threads, available.min(limit_of_container().unwrap_or(u64::MAX))))
+    Some(available.min(limit_of_container().unwrap_or(u64::MAX)))
 }
 
 /// NVIDIA GPUs that the driver shows; 0 without one.

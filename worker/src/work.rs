@@ -38,6 +38,18 @@ pub trait Work: Send + Sync + 'static {
     ) -> impl Future<Output = Ended> + Send;
 }
 
+impl<W: Work> Work for Arc<W> {
+    fn carry_out(
+        &self,
+        job: Job,
+        show: Show,
+        stop: CancellationToken,
+        leave: CancellationToken,
+    ) -> impl Future<Output = Ended> + Send {
+        (**self).carry_out(job, show, stop, leave)
+    }
+}
+
 /// Shows how far a job is.
 #[derive(Clone)]
 pub struct Show(Arc<dyn Fn(Value) + Send + Sync>);

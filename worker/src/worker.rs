@@ -1,29 +1,37 @@
 //! `brightrun worker`: jobs come from the platform's queue, and adapters go to its store. It is what a container runs.
 
-use std::{env, path::PathBuf, sync::Arc};
+use std::{
+    env,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::OnceCell,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     failure,
     input::FetchOptions,
-    life::{LeaseTimes, Models, Settings, TimeLimit, Training},
+    life::Training,
     net::Network,
+    operator::{self, Unfit},
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
-    storage::upload::Store,
     work::{Answer, Ended, Job, Show, Work},
 };
 
-/// The folders of a volume that are the worker's.
-const JOBS: &str = "brightrun/jobs";
-const CACHE: &str = "brightrun/cache";
 /// Where RunPod mounts a network volume.
 const VOLUME: &str = "/runpod-volume";
 /// Where the operator says another folder.
 const VOLUME_VARIABLE: &str = "BRIGHTRUN_VOLUME";
+/// Whether the platform is to replace this worker after every job.
+const REFRESH: &str = "BRIGHTRUN_REFRESH_WORKER";
+/// How many jobs are done at once.
+const CONCURRENCY: &str = "BRIGHTRUN_CONCURRENCY";
+const MOST_AT_ONCE: usize = 16;
 
 /// The command line of `brightrun worker`.
 #[derive(Args)]
@@ -45,7 +53,7 @@ pub(crate) enum Outcome {
 }
 
 /// Works until a signal.
-pub(crate) fn work(options: &Options) -> Outcome {
+pub(crate) fn work(options: Options) -> Outcome {
     let runtime = tokio::runtime::Runtime::new().map_err(anyhow::Error::from);
     match runtime.and_then(|runtime| runtime.block_on(serve(options))) {
         Ok(None) => Outcome::Gone,
@@ -55,58 +63,45 @@ pub(crate) fn work(options: &Options) -> Outcome {
 }
 
 /// Works until a signal; the text says why it could not.
-async fn serve(options: &Options) -> anyhow::Result<Option<String>> {
+async fn serve(options: Options) -> anyhow::Result<Option<String>> {
     let variable = |name: &str| env::var(name).ok();
     let Some(endpoints) = Endpoints::from_variables(variable)? else {
         anyhow::bail!(
             "RUNPOD_WEBHOOK_GET_JOB is not set, so this is no worker of the platform's; to train on this machine use brightrun train"
         );
     };
-    let name = endpoints.worker.clone();
+    let refresh = operator::switch(variable, REFRESH).map_err(anyhow::Error::msg)?;
+    let side_by_side =
+        operator::number(variable, CONCURRENCY, 1..=MOST_AT_ONCE).map_err(anyhow::Error::msg)?.unwrap_or(1);
     let network = Network { extra_root_certificates: options.fetching.root_certificates()?, ..Network::default() };
+    let worker = endpoints.worker.clone();
     let client = Client::new(endpoints, network, ClientLimits::default()).map_err(anyhow::Error::msg)?;
     let (client, leave) = (Arc::new(client), CancellationToken::new());
     listen(leave.clone())?;
-    match settings(options, name) {
-        Ok(settings) => {
-            tracing::info!("worker {} is ready for jobs", settings.worker);
-            Serving::new(client, Training::new(settings), Pace::default()).run(&leave).await?;
-            Ok(None)
-        }
-        Err(error) => {
-            let why = failure::told(&error);
-            tracing::error!("this worker cannot work: {why}; the next job is told so");
-            let broken = Broken { why: why.clone(), leave: leave.clone() };
-            Serving::new(client, broken, Pace::default()).run(&leave).await?;
-            Ok(Some(why))
-        }
-    }
-}
-
-/// What the operator has set up, as far as it works.
-fn settings(options: &Options, worker: String) -> anyhow::Result<Settings> {
-    let variable = |name: &str| env::var(name).ok();
-    let told = options.volume.clone().or_else(|| variable(VOLUME_VARIABLE).map(PathBuf::from));
-    let volume = std::path::absolute(told.unwrap_or_else(|| VOLUME.into()))?;
-    anyhow::ensure!(
-        volume.is_dir(),
-        "there is no folder {}; attach a network volume to the endpoint, or name another folder with {VOLUME_VARIABLE}",
-        volume.display()
-    );
-    let (jobs, cache) = (volume.join(JOBS), volume.join(CACHE));
-    for folder in [&jobs, &cache] {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
-    Ok(Settings {
-        jobs,
-        cache,
-        models: Models::from_variables(variable).map_err(anyhow::Error::msg)?,
-        sources: options.fetching.of_strangers()?,
-        store: Store::from_variables(variable).map_err(anyhow::Error::msg)?,
+    let able = Arc::new(Able {
+        volume: options
+            .volume
+            .or_else(|| variable(VOLUME_VARIABLE).map(PathBuf::from))
+            .unwrap_or_else(|| VOLUME.into()),
+        fetching: options.fetching,
         worker,
-        execution: TimeLimit::of_operator(variable).map_err(anyhow::Error::msg)?,
-        lease: LeaseTimes::default(),
-    })
+        training: OnceCell::new(),
+        unfit: Mutex::default(),
+        leave: leave.clone(),
+    });
+    match able.training().await {
+        Ok(_) => tracing::info!("worker {} is ready for jobs", able.worker),
+        Err(unfit) => {
+            tracing::error!("this worker cannot work: {unfit}; it looks again when a job comes, and tells it")
+        }
+    }
+    let serving = Serving::new(client.clone(), able.clone(), Pace::default());
+    serving.refreshing(refresh).side_by_side(side_by_side).run(&leave).await?;
+    let unfit = able.unfit.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(unfit) = &unfit {
+        client.unhealthy(unfit.check, &unfit.why).await;
+    }
+    Ok(unfit.map(|unfit| unfit.why))
 }
 
 /// SIGTERM and Ctrl-C: no further job, and what is at hand goes on elsewhere.
@@ -120,17 +115,43 @@ fn listen(leave: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells one job why nothing works here, and goes: the platform would otherwise start such workers again and again, and the
-/// job would wait until its life ends.
-struct Broken {
-    why: String,
+/// Trains, where everything is there that a job needs. Where it is not, one job is told why and the worker goes: otherwise
+/// the platform would start such workers again and again, and the job would wait until its life ends.
+struct Able {
+    volume: PathBuf,
+    fetching: FetchOptions,
+    worker: String,
+    training: OnceCell<Training>,
+    /// What a job was told.
+    unfit: Mutex<Option<Unfit>>,
     leave: CancellationToken,
 }
 
-impl Work for Broken {
-    async fn carry_out(&self, _: Job, _: Show, _: CancellationToken, _: CancellationToken) -> Ended {
-        self.leave.cancel();
-        let error = format!("the worker cannot work: {}; tell the operator of the endpoint", self.why);
-        Ended::Answered(Answer { error: Some(error), refresh: true, output: None })
+// === impl Able ===
+
+impl Able {
+    /// What trains; looked at anew until everything is there.
+    async fn training(&self) -> Result<&Training, Unfit> {
+        let prepare = || async {
+            let settings = operator::settings(&self.volume, &self.fetching, self.worker.clone())?;
+            operator::check(&settings).await?;
+            settings.store.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
+            Ok(Training::new(settings))
+        };
+        self.training.get_or_try_init(prepare).await
+    }
+}
+
+impl Work for Able {
+    async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
+        match self.training().await {
+            Ok(training) => training.carry_out(job, show, stop, leave).await,
+            Err(unfit) => {
+                self.leave.cancel();
+                let error = format!("the worker cannot work: {unfit}; tell the operator of the endpoint");
+                *self.unfit.lock().unwrap_or_else(PoisonError::into_inner) = Some(unfit);
+                Ended::Answered(Answer { error: Some(error), refresh: true, output: None })
+            }
+        }
     }
 }

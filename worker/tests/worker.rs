@@ -19,13 +19,18 @@ fn platform() -> Platform {
     Platform::start_with(options).unwrap()
 }
 
-fn start(platform: &Platform, volume: &Path) -> Child {
+fn worker(platform: &Platform, volume: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_brightrun"));
     command.args(["worker", "--volume"]).arg(volume).envs(platform.environment(Urls::Full));
-    for name in ["BUCKET_NAME", "BUCKET_ENDPOINT_URL", "S3_BUCKET", "MODEL_PATH", "MODEL_PATHS"] {
+    for name in ["BUCKET_NAME", "BUCKET_ENDPOINT_URL", "S3_BUCKET", "MODEL_PATH", "MODEL_PATHS", "RUST_LOG"] {
         command.env_remove(name);
     }
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    command.env("BRIGHTRUN_HOLD_SECONDS", "0").stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn start(platform: &Platform, volume: &Path) -> Child {
+    worker(platform, volume).spawn().unwrap()
 }
 
 fn job(name: &str, changes: Value) -> Value {
@@ -114,6 +119,108 @@ async fn a_worker_that_cannot_work_tells_one_job_why() {
     assert!(view.error.unwrap().contains("attach a network volume"), "{:?}", view.stop_pod);
     assert!(view.stop_pod);
     assert_eq!(worker.wait().unwrap().code(), Some(1));
+    let pings = platform.seen_on(Route::Ping);
+    let last = &pings.last().unwrap().target;
+    assert!(last.contains("status=unhealthy&check=volume&reason=there+is+no+folder"), "{last}");
+}
+
+#[tokio::test]
+async fn a_worker_that_can_work_by_the_time_a_job_comes_does_it() {
+    let (platform, folder) = (platform(), tempfile::tempdir().unwrap());
+    let volume = folder.path().join("mounted-late");
+    let worker = start(&platform, &volume);
+    platform.until_count(Route::Take, 1, PATIENCE).await.unwrap();
+    fs::create_dir(&volume).unwrap();
+    let id = platform.submit(job("j", json!({ "max_steps": 3 })));
+    platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
+    assert!(terminate(worker).success());
+    assert_eq!(platform.problems(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_machine_without_the_gpus_it_was_rented_with_and_a_broken_model_are_told_too() {
+    let empty = tempfile::tempdir().unwrap();
+    let path = empty.path().to_str().unwrap();
+    let troubles = [
+        ("RUNPOD_GPU_COUNT", "8", "gpu", "its driver shows none"),
+        ("RUNPOD_MIN_MEMORY_GB", "1000000", "memory", "GB of memory are free"),
+        ("MODEL_PATH", path, "model", "there is no config.json"),
+        ("MODEL_PATHS", "[]", "settings", "MODEL_PATHS must be a JSON object"),
+        ("BUCKET_ENDPOINT_URL", "https://s3api-eu-ro-1.runpod.io", "settings", "RunPod network volume"),
+    ];
+    for (name, value, check, says) in troubles {
+        let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+        let mut worker = worker(&platform, volume.path()).env(name, value).spawn().unwrap();
+        let id = platform.submit(job("j", json!({})));
+        let error = platform.until_status(&id, Status::Failed, PATIENCE).await.unwrap().error.unwrap();
+        assert!(error.contains(says), "{error}");
+        assert_eq!(worker.wait().unwrap().code(), Some(1), "{name}");
+        let told = |platform: &Platform| platform.seen_on(Route::Ping).iter().any(|ping| ping.target.contains(check));
+        platform.until(PATIENCE, "unhealthy ping", |platform| told(platform).then_some(())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn on_the_platform_every_line_is_json_with_the_jobs_name() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let worker = worker(&platform, volume.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = platform.submit(job("j", json!({ "max_steps": 2 })));
+    platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
+    Command::new("kill").arg(worker.id().to_string()).status().unwrap();
+    let output = worker.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |request: Value| {
+        let said = lines.iter().filter(|line| line["requestId"] == request);
+        said.map(|line| line["message"].as_str().unwrap()).collect::<Vec<_>>().join("\n")
+    };
+    assert!(of(Value::Null).contains("is ready for jobs"), "{text}");
+    let job = of(json!(id));
+    for part in ["loading the base model", "step 2/2", "writing the adapter", "is answered"] {
+        assert!(job.contains(part), "{part} is not in {text}");
+    }
+    assert!(lines.iter().all(|line| line["level"].is_string()));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_to_be_fresh_for_every_job_goes_after_one() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let mut worker = worker(&platform, volume.path()).env("BRIGHTRUN_REFRESH_WORKER", "true").spawn().unwrap();
+    let ids = ["a", "b"].map(|name| platform.submit(job(name, json!({ "max_steps": 3 }))));
+    let view = platform.until_status(&ids[0], Status::Completed, PATIENCE).await.unwrap();
+    assert!(view.stop_pod && worker.wait().unwrap().success());
+    assert_eq!(platform.job(&ids[1]).unwrap().deliveries, 0);
+}
+
+#[tokio::test]
+async fn the_last_numbers_of_a_short_job_are_held() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let worker = worker(&platform, volume.path()).env("BRIGHTRUN_HOLD_SECONDS", "3").spawn().unwrap();
+    let id = platform.submit(job("j", json!({ "max_steps": 2 })));
+    platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
+    let last = platform.seen_on(Route::Progress).pop().unwrap();
+    let done = platform.seen_on(Route::Done).pop().unwrap();
+    assert!(done.at - last.at >= Duration::from_secs(2), "{:?}", done.at - last.at);
+    assert_eq!(last.json().unwrap()["output"]["metrics"]["training_loss"].is_f64(), true);
+    assert!(terminate(worker).success());
+}
+
+#[tokio::test]
+async fn whoever_reads_its_lines_cannot_stop_it() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    // Nobody reads the one, and nobody is there to read the other.
+    for closed in [false, true] {
+        let mut command = worker(&platform, volume.path());
+        command.env("RUST_LOG", "trace").stdout(Stdio::piped());
+        let mut worker = command.spawn().unwrap();
+        let reader = worker.stdout.take();
+        let _kept = (!closed).then_some(reader);
+        let name = format!("closed-{closed}");
+        let id = platform.submit(job(&name, json!({ "max_steps": 40 })));
+        platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
+        assert!(terminate(worker).success());
+    }
 }
 
 #[test]

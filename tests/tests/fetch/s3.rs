@@ -42,6 +42,7 @@ fn bench(endpoint: SocketAddr, secret: &str) -> Bench {
         access_key_id: Redacted::hidden("key-id".into()),
         secret_access_key: Redacted::hidden(secret.into()),
         session_token: None,
+        trusted: true,
     });
     // The operator's endpoint needs no leave of the policy for links.
     bench.policy.plain_http = false;

@@ -87,6 +87,7 @@ async fn sources_policies_and_other_errors_are_clean() {
         access_key_id: hidden(),
         secret_access_key: hidden(),
         session_token: Some(hidden()),
+        trusted: true,
     });
     clean(&format!("{:?}", bench.policy));
     for text in [format!("ftp://h/{SECRET}"), format!("https://{SECRET}@h/"), format!("s3://b/k?{SECRET}")] {

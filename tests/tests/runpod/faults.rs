@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use brightrun_tests::platform::{Extent, Fault, Options, Route, Status, Urls, most_within};
+use brightrun_tests::platform::{Extent, Fault, Options, Route, Status, Urls, most_within, ping_problems};
+use brightrun_worker::runpod::Pace;
 use serde_json::json;
 
 use crate::{Bench, PATIENCE};
@@ -73,4 +74,18 @@ async fn without_pings_and_stops_jobs_are_done_all_the_same() {
     bench.ends(&job, Status::Completed).await;
     let platform = bench.goes().await;
     assert!(most_within(&platform.seen(), Route::Stop, Duration::from_secs(1)) <= 3);
+}
+
+/// Two minutes, with the pauses that a worker really makes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_takes_no_results_for_two_minutes_gets_them_then() {
+    let bench = Bench::paced(Pace::default());
+    bench.platform.fault(Route::Done, Fault::status(503), Extent::Lasting(Duration::from_secs(120)));
+    let job = bench.platform.submit(json!({ "steps": 1 }));
+    let view = bench.platform.until_status(&job, Status::Completed, 4 * PATIENCE).await.unwrap();
+    assert_eq!((view.results.len(), view.deliveries), (1, 1));
+    let platform = bench.goes().await;
+    let attempts = platform.count(Route::Done);
+    assert!((5..=20).contains(&attempts), "{attempts} attempts");
+    assert_eq!(ping_problems(&platform.seen(), Duration::from_secs(2)), [""; 0]);
 }

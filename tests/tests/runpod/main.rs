@@ -74,20 +74,36 @@ impl Bench {
         Self::at(platform, WORKER, urls)
     }
 
+    /// With the pauses of a real worker.
+    fn paced(pace: Pace) -> Self {
+        let platform = Platform::start_with(Options { ping_milliseconds: 200, ..Options::default() }).unwrap();
+        Self::with(Arc::new(platform), WORKER, Urls::Full, pace, |serving| serving)
+    }
+
     /// A worker for a platform that is there.
     fn at(platform: Arc<Platform>, worker: &str, urls: Urls) -> Self {
-        let variables: HashMap<String, String> = platform.environment_of(worker, urls).into_iter().collect();
-        let endpoints = Endpoints::from_variables(|name| variables.get(name).cloned()).unwrap().unwrap();
-        let limits =
-            ClientLimits { hold: Duration::from_secs(10), answer: Duration::from_secs(5), ..Default::default() };
-        let client = Arc::new(Client::new(endpoints, Network::default(), limits).unwrap());
         let pace = Pace {
             progress: Duration::from_millis(100),
             first_pause: Duration::from_millis(50),
             longest_pause: Duration::from_millis(400),
         };
+        Self::with(platform, worker, urls, pace, |serving| serving)
+    }
+
+    fn with(
+        platform: Arc<Platform>,
+        worker: &str,
+        urls: Urls,
+        pace: Pace,
+        set: impl FnOnce(Serving<Obedient>) -> Serving<Obedient>,
+    ) -> Self {
+        let variables: HashMap<String, String> = platform.environment_of(worker, urls).into_iter().collect();
+        let endpoints = Endpoints::from_variables(|name| variables.get(name).cloned()).unwrap().unwrap();
+        let limits =
+            ClientLimits { hold: Duration::from_secs(10), answer: Duration::from_secs(5), ..Default::default() };
+        let client = Arc::new(Client::new(endpoints, Network::default(), limits).unwrap());
         let (work, leave) = (Obedient::default(), CancellationToken::new());
-        let serving = Serving::new(client, work.clone(), pace);
+        let serving = set(Serving::new(client, work.clone(), pace));
         let until = leave.clone();
         let working = tokio::spawn(async move { serving.run(&until).await.unwrap() });
         Self { platform, work, leave, working }

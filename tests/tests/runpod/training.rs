@@ -37,6 +37,8 @@ fn settings(volume: &Path, worker: &str) -> Settings {
             silence: Duration::from_secs(2),
             look: Duration::from_millis(20),
         },
+        hold: Duration::ZERO,
+        usd_per_hour: None,
     }
 }
 
@@ -230,13 +232,101 @@ async fn a_worker_that_goes_leaves_a_job_that_another_one_finishes_to_the_same_b
 async fn a_job_ends_by_itself_before_its_time_is_over_and_can_go_on() {
     let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
     let (working, leave) = worker(&platform, settings(volume.path(), "one"));
-    let body = json!({ "input": input("slow", long()), "policy": { "executionTimeout": 6000 } });
+    // Planned for an optimised program on an idle machine, these steps take less than they may.
+    let changes = json!({ "max_steps": 900, "num_epochs": 1000, "eval_steps": 100_000, "save_steps": 10 });
+    let body = json!({ "input": input("slow", changes), "policy": { "executionTimeout": 10_000 } });
     let job = platform.submit_body(body);
     let error = platform.until_status(&job, Status::Failed, PATIENCE).await.unwrap().error.unwrap();
     assert!(error.contains("steps are saved") && error.contains("same job_id"), "{error}");
     assert!(volume.path().join("jobs/slow/checkpoints").is_dir());
     leave.cancel();
     working.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_would_take_much_longer_than_it_may_is_refused_before_it_trains() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let changes = json!({ "max_steps": 20_000, "num_epochs": 1000 });
+    let body = json!({ "input": input("endless", changes), "policy": { "executionTimeout": 30_000 } });
+    let job = platform.submit_body(body);
+    let view = platform.until_status(&job, Status::Failed, PATIENCE).await.unwrap();
+    let error = view.error.unwrap();
+    assert!(error.contains("training would take about") && error.contains("executionTimeout"), "{error}");
+    assert_eq!(view.output.unwrap()["current_step"], 0);
+    leave.cancel();
+    working.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_a_job_brings_along_must_be_a_public_one() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let (working, leave) = worker(&platform, settings(volume.path(), "one"));
+    let store = |endpoint: &str| json!({ "accessId": "id", "accessSecret": "S3CR3T", "bucketName": "b", "endpointUrl": endpoint });
+    let wrong = [
+        (store("https://127.0.0.1:9"), "refused"),
+        (store("http://store.example"), "https://"),
+        (store("https://s3api-eu-ro-1.runpod.io"), "s3Config.endpointUrl is a RunPod network volume"),
+        (json!({ "bucketName": "b" }), "s3Config"),
+    ];
+    for (index, (config, says)) in wrong.into_iter().enumerate() {
+        let body = json!({ "input": input(&format!("store-{index}"), json!({})), "s3Config": config });
+        let job = platform.submit_body(body);
+        let error = platform.until_status(&job, Status::Failed, PATIENCE).await.unwrap().error.unwrap();
+        assert!(error.contains(says) && !error.contains("S3CR3T"), "{error}");
+    }
+    leave.cancel();
+    working.await.unwrap();
+}
+
+/// A job is called off as soon as it is seen in a stage. Fetching and uploading last as long as their servers like; the other
+/// stages are short here, and may be over by the time the word arrives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_called_off_in_any_stage_ends_within_two_seconds() {
+    let never = Duration::from_secs(600);
+    for stage in ["fetching", "loading", "training", "evaluating", "saving", "uploading"] {
+        let (platform, volume, server) =
+            (platform(), tempfile::tempdir().unwrap(), FaultServer::start().await.unwrap());
+        let mut settings = settings(volume.path(), "one");
+        settings.sources.plain_http = true;
+        settings.sources.network.allowed_addresses = vec![server.address()];
+        let (working, leave) = worker(&platform, settings);
+        let mut input =
+            input("off", if stage == "training" { long() } else { json!({ "max_steps": 30, "num_epochs": 50 }) });
+        if stage == "fetching" {
+            server.on("/data", [Reply::file("{}\n".repeat(100)).dripping(10, never)]);
+            input["dataset_url"] = json!(server.url("/data"));
+        }
+        if stage == "uploading" {
+            server.on("/up", [Reply::status(200).delayed(never)]);
+            input["upload_urls"] = json!({ "adapter_model.safetensors": server.url("/up") });
+        }
+        let job = platform.submit(input);
+        let seen = |platform: &Platform| {
+            let view = platform.job(&job)?;
+            (view.progress.iter().any(|shown| shown["stage"] == stage) || view.status.ended()).then_some(())
+        };
+        platform.until(PATIENCE, stage, seen).await.unwrap();
+        let called_off = platform.clock();
+        platform.cancel(&job);
+        let free = |platform: &Platform| {
+            let last = platform.seen_on(Route::Take).pop()?;
+            (last.at > called_off).then_some(last.at)
+        };
+        let free = platform.until(PATIENCE, "take after the job", free).await.unwrap();
+        assert!(free - called_off < Duration::from_secs(2), "{stage}: {:?}", free - called_off);
+        let folder = volume.path().join("jobs/off");
+        let (result, adapter) = (folder.join("result.json"), folder.join("adapter/adapter_config.json"));
+        // What is told is there; what is half-made is not told.
+        assert!(!result.exists() || adapter.exists(), "{stage}");
+        let partial = |name: &str| name.ends_with(".tmp") || name.contains(".part");
+        let names = fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+        let left: Vec<String> = names.filter(|name| partial(name) && stage != "fetching").collect();
+        assert_eq!(left, [""; 0], "{stage}");
+        leave.cancel();
+        working.await.unwrap();
+        assert_eq!(platform.problems(), [""; 0], "{stage}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,12 @@
 //! What happens every day.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use brightrun_tests::platform::{Options, Route, Status, Urls, order_problems, ping_problems};
+use brightrun_tests::platform::{Options, Platform, Route, Status, Urls, WORKER, order_problems, ping_problems, pings};
+use brightrun_worker::runpod::Pace;
 use serde_json::json;
 
 use crate::{Bench, PATIENCE};
@@ -83,5 +87,36 @@ async fn a_thousand_jobs_are_answered_once_each() {
         assert_eq!(view.output.unwrap()["echo"]["number"], number);
     }
     assert_eq!(bench.work.begun.load(Ordering::SeqCst), 1000);
+    bench.goes().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_with_room_for_several_asks_for_so_many_and_does_them_side_by_side() {
+    let platform = Arc::new(Platform::start_with(Options { ping_milliseconds: 100, ..Options::default() }).unwrap());
+    let jobs: Vec<String> = (0..6).map(|_| platform.submit(json!({ "steps": 20, "pause": 50 }))).collect();
+    let pace = Pace { progress: Duration::from_millis(100), ..Pace::default() };
+    let bench = Bench::with(platform, WORKER, Urls::Full, pace, |serving| serving.side_by_side(4));
+    for job in &jobs {
+        bench.ends(job, Status::Completed).await;
+    }
+    let platform = bench.goes().await;
+    let takes = platform.seen_on(Route::TakeBatch);
+    assert!(takes[0].target.contains("batch_size=4&job_in_progress=0"), "{}", takes[0].target);
+    let most = pings(&platform.seen()).iter().map(|ping| ping.jobs.len()).max();
+    assert_eq!(most, Some(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_stopped_among_several_stops_alone() {
+    let platform = Arc::new(Platform::start_with(Options { ping_milliseconds: 100, ..Options::default() }).unwrap());
+    let endless = platform.submit(json!({ "steps": 100_000, "pause": 20 }));
+    let short = platform.submit(json!({ "steps": 30, "pause": 20 }));
+    let pace = Pace { progress: Duration::from_millis(50), ..Pace::default() };
+    let bench = Bench::with(platform, WORKER, Urls::Full, pace, |serving| serving.side_by_side(2));
+    bench.platform.until_count(Route::Progress, 4, PATIENCE).await.unwrap();
+    bench.platform.cancel(&endless);
+    bench.ends(&short, Status::Completed).await;
+    let third = bench.platform.submit(json!({ "steps": 1 }));
+    bench.ends(&third, Status::Completed).await;
     bench.goes().await;
 }

@@ -116,6 +116,7 @@ fn settings(endpoint: SocketAddr, secret: &str) -> BucketSettings {
             access_key_id: Redacted::hidden("key-id".into()),
             secret_access_key: Redacted::hidden(secret.into()),
             session_token: None,
+            trusted: true,
         },
         bucket: "bucket".into(),
         prefix: "runs".into(),

@@ -125,6 +125,7 @@ fn tell(
         asked: spec.base_model_asked.clone(),
         name: spec.base_model_name.clone(),
         path: spec.model_dir.clone(),
+        revision: spec.base_model_revision.clone(),
         sha256: proof.base.as_ref().map(|base| base.sha256_before.clone()),
         ..BaseModel::default()
     };

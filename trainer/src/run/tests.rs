@@ -53,6 +53,7 @@ fn demo_job(folder: &Path, name: &str) -> RunSpec {
         model_dir,
         base_model_name: "demo".into(),
         base_model_asked: None,
+        base_model_revision: None,
         dataset,
         validation_dataset: None,
         output_dir: folder.join(name),

@@ -1,6 +1,7 @@
 //! The machine a request asks for.
 
 use super::fields::{Field, Findings, Object, Problem, shown};
+use crate::prices;
 
 /// Most GPUs a request may name.
 const MOST_GPUS: f64 = 64.0;
@@ -36,6 +37,11 @@ impl GpuRequest {
             return Err(Problem::new("gpu_config.num_gpus", message));
         }
         Ok((asked > 1).then(|| format!("gpu_config.num_gpus is {asked}; one GPU is used")))
+    }
+
+    /// What an hour of such a card usually costs.
+    pub(crate) fn usual_price(&self) -> Option<f64> {
+        prices::find(self.kind.as_deref()?)?.usd_per_hour()
     }
 }
 

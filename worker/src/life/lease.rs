@@ -7,6 +7,7 @@
 //! and stops: it asks before everything that counts.
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -167,6 +168,12 @@ impl Lease {
     /// Whether the job is still this worker's. It looks at the volume: to be asked before everything that counts.
     pub fn holds(&self) -> bool {
         self.shared.holds()
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Lease({} in {})", self.shared.number, self.shared.folder.display())
     }
 }
 

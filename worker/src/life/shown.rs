@@ -73,6 +73,11 @@ impl Shown {
         *self != before
     }
 
+    /// Whether there is a number to show.
+    pub(super) fn has_metrics(&self) -> bool {
+        self.metrics.is_some()
+    }
+
     fn step(&mut self, step: &StepMetrics) {
         // After an evaluation the run is back at its steps.
         self.stage = Stage::Training;

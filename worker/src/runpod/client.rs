@@ -27,6 +27,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CHARSET: HeaderName = HeaderName::from_static("charset");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// So long the last sign of life of a worker that cannot work may take.
+const LAST_PING: Duration = Duration::from_secs(2);
+
 /// How long the platform is waited for.
 #[derive(Debug, Clone)]
 pub struct ClientLimits {
@@ -174,6 +177,14 @@ impl Client {
             Ok(answer) if answer.status < 400 => Ok(()),
             Ok(answer) => Err(format!("it answered HTTP {}", answer.status)),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Tells the platform that this worker cannot work, once: it goes either way.
+    pub(crate) async fn unhealthy(&self, check: &str, reason: &str) {
+        let Some(url) = self.endpoints.unhealthy(check, reason) else { return };
+        if let Err(error) = self.get(&url, None, LAST_PING, &CancellationToken::new()).await {
+            tracing::debug!("the platform does not know that this worker cannot work: {error}");
         }
     }
 

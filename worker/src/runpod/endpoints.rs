@@ -31,6 +31,11 @@ const STOP_PATH: &str = "/job-stop/";
 /// What stands for itself in no part of an address.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
+/// What every ping says of its sender.
+const VERSION: (&str, &str) = ("runpod_version", env!("CARGO_PKG_VERSION"));
+/// Letters of a reason that the platform takes.
+const MAX_REASON: usize = 256;
+
 /// Between two pings, unless the platform says otherwise.
 const USUAL_INTERVAL: Duration = Duration::from_secs(10);
 /// What the platform says is believed between these.
@@ -136,8 +141,14 @@ impl Endpoints {
     pub(super) fn ping(&self, jobs: &[String]) -> Option<Url> {
         let jobs = jobs.join(",");
         let listed = (!jobs.is_empty()).then_some(("job_id", jobs.as_str()));
-        let query: Vec<_> = listed.into_iter().chain([("runpod_version", env!("CARGO_PKG_VERSION"))]).collect();
+        let query: Vec<_> = listed.into_iter().chain([VERSION]).collect();
         with_query(self.ping.as_ref()?, &query)
+    }
+
+    /// Where it is told that this worker cannot work, and why.
+    pub(super) fn unhealthy(&self, check: &str, reason: &str) -> Option<Url> {
+        let reason: String = reason.chars().take(MAX_REASON).collect();
+        with_query(self.ping.as_ref()?, &[("status", "unhealthy"), ("check", check), ("reason", &reason), VERSION])
     }
 }
 
@@ -212,6 +223,9 @@ mod tests {
         assert_eq!(text(usual.ping(&[])), format!("{BASE}/ping/w-1?runpod_version={version}"));
         let two = ["a".to_owned(), "b".to_owned()];
         assert_eq!(text(usual.ping(&two)), format!("{BASE}/ping/w-1?job_id=a%2Cb&runpod_version={version}"));
+        let unhealthy = text(usual.unhealthy("disk", &"no room ".repeat(100)));
+        assert!(unhealthy.starts_with(&format!("{BASE}/ping/w-1?status=unhealthy&check=disk&reason=no+room+no")));
+        assert!(unhealthy.len() < 400 && unhealthy.ends_with(&format!("&runpod_version={version}")));
         assert_eq!(usual.interval, Duration::from_secs(4));
         assert!(!format!("{usual:?}").contains("S3CR3T"));
     }

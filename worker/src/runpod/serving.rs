@@ -1,24 +1,28 @@
 //! A worker at work: takes jobs one after another, shows them, stops them when it is told to, and answers each of them.
 
 use std::{
-    collections::HashMap,
+    collections::VecDeque,
     future::Future,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::{Pin, pin},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     answering::{Answering, Final, Pace},
     client::{Client, Taken},
     heartbeat::heartbeat,
-    held::Held,
+    held::{Held, Holding},
 };
 use crate::{
+    log,
     net::Backoff,
     work::{Answer, Ended, Job, Show, Work},
 };
@@ -45,7 +49,8 @@ pub struct Serving<W> {
     held: Held,
     work: W,
     pace: Pace,
-    running: Mutex<HashMap<String, CancellationToken>>,
+    refreshing: bool,
+    side_by_side: usize,
 }
 
 // === impl Serving ===
@@ -53,7 +58,17 @@ pub struct Serving<W> {
 impl<W: Work> Serving<W> {
     /// A worker that has not begun.
     pub fn new(client: Arc<Client>, work: W, pace: Pace) -> Self {
-        Self { client, held: Held::default(), work, pace, running: Mutex::default() }
+        Self { client, held: Held::default(), work, pace, refreshing: false, side_by_side: 1 }
+    }
+
+    /// The same, which asks the platform with every answer to replace it, and takes no further job then.
+    pub fn refreshing(self, refreshing: bool) -> Self {
+        Self { refreshing, ..self }
+    }
+
+    /// The same for so many jobs at once.
+    pub fn side_by_side(self, jobs: usize) -> Self {
+        Self { side_by_side: jobs.max(1), ..self }
     }
 
     /// Works until `leave`. The error says why it cannot begin.
@@ -61,7 +76,7 @@ impl<W: Work> Serving<W> {
         let over = CancellationToken::new();
         let beating = heartbeat(self.client.clone(), self.held.clone(), over.clone())?;
         tokio::select! {
-            () = self.take(leave) => {}
+            () = self.work_off(leave) => {}
             () = self.watch_stops(&over) => {}
         }
         over.cancel();
@@ -71,60 +86,89 @@ impl<W: Work> Serving<W> {
     }
 
     /// Takes jobs until `leave`, and carries out what it has taken.
-    async fn take(&self, leave: &CancellationToken) {
+    async fn work_off(&self, leave: &CancellationToken) {
+        let no_more = leave.child_token();
+        let mut running = FuturesUnordered::new();
+        let mut waiting = VecDeque::new();
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        while !leave.is_cancelled() {
-            let begin = Instant::now();
-            let taken = tokio::select! {
-                biased;
-                taken = self.client.take(1, false) => taken,
-                () = after(leave, ON_ITS_WAY) => return,
-            };
-            let pause = match taken {
-                Taken::Jobs(jobs) if jobs.is_empty() => {
-                    if begin.elapsed() >= SHORT_POLL {
-                        backoff.reset();
-                    }
-                    (begin.elapsed() < SHORT_POLL).then(|| backoff.pause().min(LATER))
-                }
-                Taken::Jobs(jobs) => {
-                    backoff.reset();
-                    // All are here from now on, also those that wait for others.
-                    let held: Vec<_> = jobs.into_iter().map(|job| (self.held.hold(&job.id), job)).collect();
-                    for (_holding, job) in held {
-                        self.carry_out(job, leave).await;
-                    }
-                    None
-                }
-                Taken::Later(why) => {
-                    tracing::info!("the platform has no time: {why}");
-                    Some(LATER.max(backoff.pause()))
-                }
-                Taken::Trouble(why) => {
-                    let pause = backoff.pause();
-                    tracing::warn!("cannot ask the platform for jobs: {why}; again in {:.1} s", pause.as_secs_f64());
-                    Some(pause)
-                }
-            };
-            if let Some(pause) = pause {
-                leave.run_until_cancelled(sleep(pause)).await;
+        while !no_more.is_cancelled() {
+            while running.len() < self.side_by_side
+                && let Some(job) = waiting.pop_front()
+            {
+                running.push(self.one(job, leave, &no_more));
             }
+            let room = self.side_by_side - running.len();
+            if room == 0 {
+                running.next().await;
+                continue;
+            }
+            let took = {
+                let taking = pin!(self.take(room, !running.is_empty(), &no_more, &mut backoff));
+                // Jobs go on while more are asked for.
+                beside(taking, &mut running).await
+            };
+            // All are here from now on, also those that wait for others.
+            waiting.extend(took.into_iter().map(|job| (self.held.hold(&job.id), job)));
+        }
+        // What is here is not dropped, and knows that it is to end.
+        running.extend(waiting.into_iter().map(|job| self.one(job, leave, &no_more)));
+        while running.next().await.is_some() {}
+    }
+
+    async fn one(&self, (holding, job): (Holding, Job), leave: &CancellationToken, no_more: &CancellationToken) {
+        let span = log::job(&job.id);
+        self.carry_out(job, &holding.stop, leave).instrument(span).await;
+        if self.refreshing {
+            no_more.cancel();
         }
     }
 
-    async fn carry_out(&self, job: Job, leave: &CancellationToken) {
+    /// Asks the platform for jobs once, and pauses where it should not be asked again at once.
+    async fn take(&self, room: usize, busy: bool, no_more: &CancellationToken, backoff: &mut Backoff) -> Vec<Job> {
+        let begin = Instant::now();
+        let taken = tokio::select! {
+            biased;
+            taken = self.client.take(room, busy) => taken,
+            () = after(no_more, ON_ITS_WAY) => return Vec::new(),
+        };
+        let pause = match taken {
+            Taken::Jobs(jobs) if jobs.is_empty() => {
+                if begin.elapsed() >= SHORT_POLL {
+                    backoff.reset();
+                }
+                (begin.elapsed() < SHORT_POLL).then(|| backoff.pause().min(LATER))
+            }
+            Taken::Jobs(jobs) => {
+                backoff.reset();
+                return jobs;
+            }
+            Taken::Later(why) => {
+                tracing::info!("the platform has no time: {why}");
+                Some(LATER.max(backoff.pause()))
+            }
+            Taken::Trouble(why) => {
+                let pause = backoff.pause();
+                tracing::warn!("cannot ask the platform for jobs: {why}; again in {:.1} s", pause.as_secs_f64());
+                Some(pause)
+            }
+        };
+        if let Some(pause) = pause {
+            no_more.run_until_cancelled(sleep(pause)).await;
+        }
+        Vec::new()
+    }
+
+    async fn carry_out(&self, job: Job, stop: &CancellationToken, leave: &CancellationToken) {
         let id = job.id.clone();
-        let stop = CancellationToken::new();
-        self.running().insert(id.clone(), stop.clone());
         let answering = Arc::new(Answering::begin(self.client.clone(), &id, self.pace.clone()));
         let showing = answering.clone();
         let show = Show::new(move |output| showing.progress(output));
         let work = self.work.carry_out(job, show, stop.clone(), leave.clone());
         let ended = Guarded(Box::pin(work)).await.unwrap_or_else(|| Ended::Answered(self.fault()));
-        self.running().remove(&id);
         let ended = if stop.is_cancelled() { Ended::Stopped } else { ended };
         match ended {
-            Ended::Answered(answer) => {
+            Ended::Answered(mut answer) => {
+                answer.refresh |= self.refreshing;
                 let said = tokio::select! {
                     said = answering.end(&answer) => Some(said),
                     () = after(leave, LAST_WORDS) => None,
@@ -176,8 +220,7 @@ impl<W: Work> Serving<W> {
                 None => return over.cancelled().await,
                 Some(Ok(ids)) => {
                     backoff.reset();
-                    let running = self.running();
-                    ids.iter().filter_map(|id| running.get(id)).for_each(CancellationToken::cancel);
+                    self.held.stop(&ids);
                     (begin.elapsed() < SHORT_POLL).then_some(Duration::from_secs(1))
                 }
                 Some(Err(why)) => {
@@ -193,10 +236,6 @@ impl<W: Work> Serving<W> {
             }
         }
     }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// So long after `leave`.
@@ -205,13 +244,24 @@ async fn after(leave: &CancellationToken, time: Duration) {
     sleep(time).await;
 }
 
+/// What `first` gives, while the others go on.
+async fn beside<T>(mut first: Pin<&mut impl Future<Output = T>>, others: &mut FuturesUnordered<impl Future>) -> T {
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut first => return done,
+            Some(_) = others.next() => {}
+        }
+    }
+}
+
 /// A future whose panic is its end; nothing comes out of it then.
-struct Guarded<F>(std::pin::Pin<Box<F>>);
+struct Guarded<F>(Pin<Box<F>>);
 
 impl<F: Future> Future for Guarded<F> {
     type Output = Option<F::Output>;
 
-    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         match std::panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
             Ok(poll) => poll.map(Some),
             Err(_) => std::task::Poll::Ready(None),

@@ -35,6 +35,8 @@ pub struct S3Settings {
     pub secret_access_key: Redacted<String>,
     /// For keys that are lent for a time.
     pub session_token: Option<Redacted<String>>,
+    /// Whether the operator chose it: then its address may be a private one.
+    pub trusted: bool,
 }
 
 /// The two halves of a key.
@@ -96,6 +98,7 @@ impl S3Settings {
             access_key_id: key.id,
             secret_access_key: key.secret,
             session_token: value("AWS_SESSION_TOKEN").map(Redacted::hidden),
+            trusted: true,
         }))
     }
 }

@@ -100,7 +100,7 @@ impl S3Client {
             .timeout_config(TimeoutConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .force_path_style(addressing == Addressing::Path)
-            .http_client(Carrier { line, failure: failure.clone() });
+            .http_client(Carrier { line, trusted: settings.trusted, failure: failure.clone() });
         if checksums == Checksums::Caller {
             config = config
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -123,6 +123,7 @@ impl S3Client {
 #[derive(Clone)]
 struct Carrier {
     line: Arc<Line>,
+    trusted: bool,
     failure: Arc<Mutex<Option<NetError>>>,
 }
 
@@ -157,7 +158,7 @@ impl Carrier {
         let mut request = request.try_into_http1x().map_err(|_| odd())?;
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
         *request.uri_mut() = target.parse().map_err(|_| odd())?;
-        let (head, body) = self.line.exchange(&url, request, true).await?;
+        let (head, body) = self.line.exchange(&url, request, self.trusted).await?;
         let status = head.status;
         let body = if status.is_success() {
             SdkBody::from_body_1_x(body)

@@ -7,6 +7,7 @@ mod full_disk;
 mod kills;
 mod moments;
 mod place;
+mod platform;
 mod portrait;
 mod settings;
 mod shim;

@@ -35,7 +35,7 @@ pub(crate) use names::problem as name_problem;
 pub use settings::{BucketSettings, LINK_LIFETIME, LONGEST_LINK_LIFETIME, SHORTEST_LINK_LIFETIME, Store};
 
 use super::{SourceError, SourcePolicy, source};
-use crate::redacted::Redacted;
+use crate::{net::Network, redacted::Redacted};
 use bucket::Bucket;
 use measured::Measured;
 use sending::Sending;
@@ -149,6 +149,13 @@ pub async fn deliver(
     let measured = measure(&sending, files, store, upload_links).await?;
     let delivery = Delivery { store, job_id, policy, sending: &sending, upload_links };
     delivery.run(&measured, progress).await
+}
+
+/// Finds out whether results could be delivered to this store, as far as it shows without sending any.
+pub async fn look(store: &Store, network: &Network, limits: &UploadLimits) -> Result<(), UploadError> {
+    let Store::Bucket(settings) = store else { return Ok(()) };
+    let sending = Sending::new(network, limits, &CancellationToken::new())?;
+    Bucket::new(&sending, settings, "").look().await
 }
 
 fn check(job_id: &str, files: &[Artifact]) -> Result<(), UploadError> {

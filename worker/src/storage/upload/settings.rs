@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{endpoint::Endpoint, names};
 use crate::{
     redacted::Redacted,
@@ -34,6 +36,15 @@ const LINK_HOURS: &str = "S3_LINK_HOURS";
 const KEYS: [(&str, &str); 3] =
     [("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"), AWS_KEYS];
 const AWS_KEYS: (&str, &str) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
+/// The fields of a job's `s3Config`, and the operator's variables that mean the same.
+const JOBS: [(&str, &str); 6] = [
+    ("endpointUrl", RESULT_ENDPOINT),
+    ("bucketName", BUCKET[0]),
+    ("accessSecret", KEYS[0].1),
+    ("accessId", KEYS[0].0),
+    ("objectPath", PREFIX[0]),
+    ("region", OWN_REGION[1]),
+];
 /// Longest name of a bucket: the oldest ones of Amazon.
 const MAX_BUCKET_BYTES: usize = 255;
 
@@ -75,6 +86,26 @@ impl Store {
         BucketSettings::read(&value).map(|settings| Self::Bucket(Box::new(settings)))
     }
 
+    /// The store that a job brings along: RunPod's `s3Config`, an object with `endpointUrl`, `bucketName`, `accessId`,
+    /// `accessSecret` and, if need be, `objectPath` and `region`. A stranger chose it, so its address must be a public one.
+    pub fn of_job(config: &Value, plain_http: bool) -> Result<Self, String> {
+        let named = |name: &str| JOBS.iter().find(|(_, variable)| *variable == name).map(|(field, _)| *field);
+        let value = |name: &str| {
+            let text = config.get(named(name)?)?.as_str()?.trim();
+            (!text.is_empty()).then(|| text.to_owned())
+        };
+        let in_words_of_job = |error: String| {
+            JOBS.iter().fold(error, |error, (field, variable)| error.replace(variable, &format!("s3Config.{field}")))
+        };
+        let mut settings = BucketSettings::read(&value).map_err(in_words_of_job)?;
+        let encrypted = settings.s3.endpoint.as_ref().is_none_or(|endpoint| endpoint.scheme() == "https");
+        if !encrypted && !plain_http {
+            return Err("s3Config.endpointUrl is not encrypted; use https://".into());
+        }
+        settings.s3.trusted = false;
+        Ok(Self::Bucket(Box::new(settings)))
+    }
+
     /// What the operator should know at the start, if anything.
     pub fn warning(&self) -> Option<String> {
         match self {
@@ -110,9 +141,10 @@ impl BucketSettings {
         if bucket.len() > MAX_BUCKET_BYTES || !bucket.chars().all(plain) || bucket.starts_with('.') {
             return Err("BUCKET_NAME is no name of a bucket: letters, digits, '.', '-' and '_'".into());
         }
-        let prefix = first(value, &PREFIX).map(|(_, prefix)| prefix.trim_matches('/').to_owned()).unwrap_or_default();
+        let (name, prefix) = first(value, &PREFIX).unwrap_or_default();
+        let prefix = prefix.trim_matches('/').to_owned();
         if !prefix.is_empty() {
-            names::check(&prefix).map_err(|error| format!("S3_PREFIX: {error}"))?;
+            names::check(&prefix).map_err(|error| format!("{name}: {error}"))?;
         }
         let region = region(value, endpoint.as_ref())?;
         let path_style = match value(PATH_STYLE).map(|text| text.to_ascii_lowercase()).as_deref() {
@@ -123,7 +155,7 @@ impl BucketSettings {
         };
         let (access_key_id, secret_access_key, session_token) = key(value)?;
         let endpoint = endpoint.map(|endpoint| endpoint.base);
-        let s3 = S3Settings { endpoint, region, access_key_id, secret_access_key, session_token };
+        let s3 = S3Settings { endpoint, region, access_key_id, secret_access_key, session_token, trusted: true };
         Ok(Self { s3, bucket, prefix, path_style, link_lifetime: link_lifetime(value)? })
     }
 
@@ -176,6 +208,8 @@ fn first(value: &Variable<'_>, names: &[&str]) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Store, String> {
@@ -241,6 +275,29 @@ mod tests {
         let both = [&KEY[..], &[volume, ("BUCKET_ENDPOINT_URL", "https://b.nyc3.digitaloceanspaces.com")]].concat();
         assert_eq!(bucket(&both).bucket, "b");
         assert!(matches!(read(&[&KEY[..], &[volume]].concat()), Ok(Store::Local)));
+    }
+
+    #[test]
+    fn a_job_may_bring_a_store_along_that_is_not_trusted() {
+        let config = json!({
+            "accessId": "id", "accessSecret": "S3CR3T", "bucketName": "b", "endpointUrl": "https://h.example",
+            "objectPath": "/runs/",
+        });
+        let Ok(Store::Bucket(store)) = Store::of_job(&config, false) else { panic!("no store") };
+        assert_eq!((store.bucket.as_str(), store.key_of("j", "a")), ("b", "runs/j/a".into()));
+        assert!(!store.s3.trusted && !format!("{store:?}").contains("S3CR3T"));
+        let with = |field: &str, value: Value| {
+            let mut config = config.clone();
+            config[field] = value;
+            Store::of_job(&config, false).unwrap_err()
+        };
+        assert_eq!(with("accessSecret", Value::Null), "s3Config.accessSecret is not set, but s3Config.accessId is");
+        assert!(with("endpointUrl", json!("http://h")).contains("https://"));
+        assert!(with("endpointUrl", json!("https://s3api-eu-ro-1.runpod.io")).starts_with("s3Config.endpointUrl is a"));
+        assert!(with("objectPath", json!("a/../b")).starts_with("s3Config.objectPath"));
+        assert!(with("bucketName", json!(7)).starts_with("s3Config.bucketName is not set"));
+        let supabase = with("endpointUrl", json!("https://r.supabase.co/storage/v1/s3"));
+        assert!(supabase.starts_with("s3Config.region is not set"), "{supabase}");
     }
 
     #[test]

@@ -202,7 +202,7 @@ async fn the_last_numbers_of_a_short_job_are_held() {
     let last = platform.seen_on(Route::Progress).pop().unwrap();
     let done = platform.seen_on(Route::Done).pop().unwrap();
     assert!(done.at - last.at >= Duration::from_secs(2), "{:?}", done.at - last.at);
-    assert_eq!(last.json().unwrap()["output"]["metrics"]["training_loss"].is_f64(), true);
+    assert!(last.json().unwrap()["output"]["metrics"]["training_loss"].is_f64());
     assert!(terminate(worker).success());
 }
 

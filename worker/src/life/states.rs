@@ -90,9 +90,9 @@ pub(super) struct Claimed {
 /// Whose turn it is, once a job is claimed.
 pub(super) enum Begun {
     /// It is to be done.
-    ToDo(Claimed),
+    ToDo(Box<Claimed>),
     /// It was done before.
-    Done(Finished),
+    Done(Box<Finished>),
 }
 
 /// Its data are here.
@@ -150,8 +150,8 @@ impl Understood {
         let stored = self.stored(&folder)?;
         let claimed = Claimed { understood: self, folder, lease };
         Ok(match stored {
-            Some(result) => Begun::Done(Finished { claimed, result }),
-            None => Begun::ToDo(claimed),
+            Some(result) => Begun::Done(Box::new(Finished { claimed, result })),
+            None => Begun::ToDo(Box::new(claimed)),
         })
     }
 

@@ -160,6 +160,35 @@ async fn a_machine_without_the_gpus_it_was_rented_with_and_a_broken_model_are_to
     }
 }
 
+/// As the platform freezes workers that it may need again: without a word, in the middle of anything.
+#[tokio::test]
+async fn a_worker_that_was_frozen_finds_its_job_taken_over_and_leaves_it_alone() {
+    let (platform, volume, unbroken) = (platform(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let steps = json!({ "max_steps": 300 });
+    let frozen = start(&platform, volume.path());
+    let signal = |name: &str| Command::new("kill").args([name, &frozen.id().to_string()]).status().unwrap();
+    let id = platform.submit(job("j", steps.clone()));
+    platform.until_count(Route::Progress, 2, PATIENCE).await.unwrap();
+    signal("-STOP");
+    let mut other = worker(&platform, volume.path());
+    let other = other.envs(platform.environment_of("other", Urls::Full)).spawn().unwrap();
+    // The platform gives it out again, and the other worker waits until the first one's silence is long enough.
+    let view = platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
+    assert_eq!((view.worker.as_deref(), view.deliveries, view.results.len()), (Some("other"), 2, 1));
+    let done = adapter(volume.path(), "j");
+    signal("-CONT");
+    let next = platform.submit(job("next", json!({ "max_steps": 3 })));
+    platform.until_status(&next, Status::Completed, PATIENCE).await.unwrap();
+    assert!(terminate(other).success() && terminate(frozen).success());
+    assert_eq!((platform.job(&id).unwrap().results.len(), adapter(volume.path(), "j") == done), (1, true));
+
+    let worker = start(&platform, unbroken.path());
+    let id = platform.submit(job("j", steps));
+    platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
+    kill(worker);
+    assert!(adapter(unbroken.path(), "j") == done);
+}
+
 #[tokio::test]
 async fn on_the_platform_every_line_is_json_with_the_jobs_name() {
     let (platform, volume) = (platform(), tempfile::tempdir().unwrap());

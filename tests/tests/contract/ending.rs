@@ -1,9 +1,10 @@
 //! What the platform hears in the end.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{collections::BTreeMap, path::Path, sync::OnceLock};
 
 use brightrun_tests::faults::{FaultServer, Reply};
 use brightrun_tests::platform::Status;
+use brightrun_trainer::{config::ModelConfig, lora, run::Parameters};
 use brightrun_worker::storage::upload::Store;
 use hyper::Request;
 use s3s::Body;
@@ -174,6 +175,18 @@ fn the_default_adapter_is_bf16_and_says_so() {
         serde_json::from_slice(&file[8..8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize]).unwrap();
     let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
     assert!(tensors.into_iter().all(|(_, tensor)| tensor["dtype"] == "BF16"));
+}
+
+/// Of the model that the platform's users train.
+#[test]
+fn default_adapters_stay_under_50_mb() {
+    let text = include_str!("../../../worker/tests/fixtures/qwen3_next_80b/config.json");
+    let config = ModelConfig::parse(text, Path::new("config.json")).unwrap();
+    let plan = lora::plan(&config, &Parameters::default().lora()).unwrap();
+    let parameters: usize = plan.modules.iter().map(|module| module.rank * (module.inputs + module.outputs)).sum();
+    // 12 layers of attention, 36 of DeltaNet, 48 shared experts: each linear's inputs and outputs, times the rank.
+    assert_eq!(parameters, (12 * 21_504 + 36 * 20_480 + 48 * 7_680) * 16);
+    assert!(2 * parameters < 50_000_000, "in bf16");
 }
 
 #[test]

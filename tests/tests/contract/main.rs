@@ -70,7 +70,8 @@ impl Ended {
 
 /// The smallest job: two steps, since the first is taken with a learning rate of zero; nothing is measured.
 fn tiny(changes: Value) -> Value {
-    let mut hyperparameters = json!({ "max_steps": 2, "batch_size": 1, "eval_steps": 100, "validation_split": 0 });
+    let mut hyperparameters =
+        json!({ "max_steps": 2, "batch_size": 1, "eval_steps": 100, "save_steps": 100, "validation_split": 0 });
     hyperparameters.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     bench::input("tiny", hyperparameters)
 }

@@ -2,6 +2,7 @@
 //! model takes jobs from a simulator of the platform, and what the platform sees is looked at. Requests, what is shown while a job
 //! runs, how it ends. Rules that need a card, or hours, have their tests elsewhere; `tests/README.md` says where.
 
+mod base_model;
 #[path = "../shared/training.rs"]
 mod bench;
 mod ending;

@@ -3,10 +3,9 @@
 use std::sync::OnceLock;
 
 use brightrun_tests::faults::{FaultServer, Reply};
-use brightrun_worker::life::Models;
 use serde_json::{Value, json};
 
-use crate::{Ended, allow, ended, ended_at, one, one_at, tiny};
+use crate::{Ended, allow, ended, one, one_at, tiny};
 
 /// The same job in the three ways to spell it.
 fn spelt() -> &'static [Ended] {
@@ -139,58 +138,6 @@ fn gpu_config_may_lack_cost_and_memory() {
     let mut job = tiny(json!({}));
     job["gpu_config"] = json!({ "gpu_type": "H100", "num_gpus": 1 });
     assert_eq!(one(job).output()["status"], "success");
-}
-
-/// A folder with a model that an operator put there under a name.
-fn demo_model(folder: &std::path::Path) -> Models {
-    let model = folder.join("model");
-    brightrun_trainer::demo::write_model(&model).unwrap();
-    let path = model.display().to_string();
-    let variable = |name: &str| match name {
-        "MODEL_PATH" => Some(path.clone()),
-        "MODEL_NAME" => Some("Qwen/Qwen3-Next-80B-A3B-Instruct".to_owned()),
-        _ => None,
-    };
-    Models::from_variables(variable).unwrap()
-}
-
-/// What the platform fills in where nobody has said a model.
-fn of_the_platform() -> Value {
-    tiny(json!({ "base_model": "mistralai/Mistral-7B-v0.1" }))
-}
-
-#[test]
-fn the_operators_model_outranks_the_requests_and_the_result_says_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let models = demo_model(folder.path());
-    let job = &ended_at(&[of_the_platform()], |settings| settings.models = models)[0];
-    let metadata = &job.output()["model_metadata"];
-    assert_eq!(metadata["base_model"], "Qwen/Qwen3-Next-80B-A3B-Instruct");
-    assert_eq!(metadata["base_model_asked"], "mistralai/Mistral-7B-v0.1");
-    assert!(job.warnings().iter().any(|warning| warning.contains("mistralai/Mistral-7B-v0.1")), "{metadata}");
-}
-
-#[test]
-fn the_result_says_which_base_was_really_used() {
-    let folder = tempfile::tempdir().unwrap();
-    let models = demo_model(folder.path());
-    let job = &ended_at(&[of_the_platform()], |settings| settings.models = models)[0];
-    let metadata = &job.output()["model_metadata"];
-    assert_eq!(metadata["base_model_path"], json!(folder.path().join("model")));
-    assert_eq!(metadata["base_model_sha256"].as_str().unwrap().len(), 64);
-    assert!(metadata.as_object().unwrap().contains_key("base_model_revision"), "{metadata}");
-}
-
-#[test]
-fn models_are_found_by_the_operators_map_of_names() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("model");
-    brightrun_trainer::demo::write_model(&model).unwrap();
-    let map = json!({ "mistralai/Mistral-7B-v0.1": model }).to_string();
-    let models = Models::from_variables(|name| (name == "MODEL_PATHS").then(|| map.clone())).unwrap();
-    let job = &ended_at(&[of_the_platform()], |settings| settings.models = models)[0];
-    assert_eq!(job.output()["model_metadata"]["base_model"], "mistralai/Mistral-7B-v0.1");
-    assert_eq!(job.warnings().iter().filter(|warning| warning.contains("asked for")).count(), 0);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Which base model is trained.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use brightrun_worker::life::Models;
+use brightrun_tests::faults::{FaultServer, Reply};
+use brightrun_worker::life::{Models, Settings};
 use serde_json::{Value, json};
 
-use crate::{ended_at, tiny};
+use crate::{allow, ended_at, one_at, tiny};
 
 /// A folder with a model that an operator put there under a name.
 fn demo_model(folder: &Path) -> Models {
@@ -57,4 +58,23 @@ fn models_are_found_by_the_operators_map_of_names() {
     let job = &ended_at(&[of_the_platform()], |settings| settings.models = models)[0];
     assert_eq!(job.output()["model_metadata"]["base_model"], "mistralai/Mistral-7B-v0.1");
     assert_eq!(job.warnings().iter().filter(|warning| warning.contains("asked for")).count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsupported_architecture_is_refused_before_any_download() {
+    let (folder, server) = (tempfile::tempdir().unwrap(), FaultServer::start().await.unwrap());
+    server.on("/data.jsonl", [Reply::status(404)]);
+    let config = json!({ "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096 });
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let path = folder.path().display().to_string();
+    let mut job = of_the_platform();
+    job["dataset_url"] = json!(server.url("/data.jsonl"));
+    let models = Models::from_variables(|name| (name == "MODEL_PATH").then(|| path.clone())).unwrap();
+    let change = |settings: &mut Settings| {
+        allow(&server)(settings);
+        settings.models = models;
+    };
+    let error = one_at(job, change).await.error().to_lowercase();
+    assert!(error.contains("mistral") && error.contains("qwen"), "{error}");
+    assert_eq!(server.seen().len(), 0, "something was fetched for a job that cannot be run");
 }

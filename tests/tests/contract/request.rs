@@ -140,6 +140,18 @@ fn gpu_config_may_lack_cost_and_memory() {
     assert_eq!(one(job).output()["status"], "success");
 }
 
+/// $4.18 an hour of an H100.
+#[test]
+fn without_a_price_in_the_request_the_price_table_counts() {
+    let mut job = tiny(json!({}));
+    job["gpu_config"] = json!({ "gpu_type": "H100", "num_gpus": 1 });
+    let job = one(job);
+    let cost = &job.output()["cost"];
+    let (seconds, dollars) = (cost["gpu_seconds"].as_f64(), cost["usd"].as_f64());
+    let (Some(seconds), Some(dollars)) = (seconds, dollars) else { panic!("cost is {cost}") };
+    assert!((dollars - seconds * 0.00116).abs() < dollars * 1e-6, "{cost}");
+}
+
 #[test]
 fn old_ranges_are_accepted() {
     let least = json!({ "learning_rate": 1e-5, "batch_size": 1, "num_epochs": 1, "lora_rank": 4 });

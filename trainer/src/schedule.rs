@@ -8,6 +8,8 @@
 //!   constant       peak
 //! ```
 //!
+//! A run of a single step has no warm-up, which would be all of it, and nothing would be learnt (transformers has the rate 0 there).
+//!
 //! Steps count from 0, as transformers evaluates its schedule for the update that comes next.
 
 use std::f64::consts::PI;
@@ -71,6 +73,7 @@ impl Schedule {
     /// Number of steps of the warm-up.
     pub fn warm_up_steps(&self) -> u64 {
         match self.warm_up {
+            _ if self.total_steps == 1 => 0,
             WarmUp::Steps(steps) => steps,
             WarmUp::Ratio(ratio) => (self.total_steps as f64 * ratio).ceil() as u64,
         }
@@ -250,6 +253,15 @@ mod tests {
             ],
         ),
     ];
+
+    #[test]
+    fn the_only_step_of_a_run_has_the_whole_rate() {
+        for warm_up in [WarmUp::Ratio(0.1), WarmUp::Steps(10)] {
+            for decay in [Decay::Cosine, Decay::Linear, Decay::Constant] {
+                assert_eq!(Schedule::new(2e-4, decay, warm_up, 1).unwrap().learning_rate(0), 2e-4);
+            }
+        }
+    }
 
     #[test]
     fn rates_are_those_of_transformers() {

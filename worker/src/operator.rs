@@ -83,6 +83,7 @@ pub(crate) fn settings(volume: &Path, fetching: &FetchOptions, worker: String) -
         store: Store::from_variables(variable).map_err(wrong)?,
         worker,
         execution: TimeLimit::of_operator(variable).map_err(wrong)?,
+        life: None,
         lease: LeaseTimes::default(),
         hold: hold(variable).map_err(wrong)?,
         usd_per_hour: price(variable).map_err(wrong)?,

@@ -16,15 +16,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     failure,
     input::FetchOptions,
-    life::Training,
+    life::{RUNPODS_LIFE, Settings, Training},
     net::Network,
     operator::{self, Unfit},
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
     work::{Answer, Ended, Job, Show, Work},
 };
 
-/// Where RunPod mounts a network volume.
-const VOLUME: &str = "/runpod-volume";
+/// Where RunPod mounts a network volume: for endpoints, and for machines of one's own.
+const VOLUMES: [&str; 2] = ["/runpod-volume", "/workspace"];
 /// Where the operator says another folder.
 const VOLUME_VARIABLE: &str = "BRIGHTRUN_VOLUME";
 /// Whether the platform is to replace this worker after every job.
@@ -37,7 +37,7 @@ const MOST_AT_ONCE: usize = 16;
 #[derive(Args)]
 pub(crate) struct Options {
     /// Where jobs, checkpoints and tokenised datasets are kept; on RunPod the network volume, so that a job goes on at
-    /// another worker [default: BRIGHTRUN_VOLUME of the environment, or /runpod-volume].
+    /// another worker [default: BRIGHTRUN_VOLUME of the environment, or /runpod-volume, or /workspace].
     #[arg(long, value_name = "DIR")]
     volume: Option<PathBuf>,
     #[command(flatten)]
@@ -78,11 +78,9 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
     let client = Client::new(endpoints, network, ClientLimits::default()).map_err(anyhow::Error::msg)?;
     let (client, leave) = (Arc::new(client), CancellationToken::new());
     listen(leave.clone())?;
+    let named = || variable(VOLUME_VARIABLE).filter(|text| !text.trim().is_empty()).map(PathBuf::from);
     let able = Arc::new(Able {
-        volume: options
-            .volume
-            .or_else(|| variable(VOLUME_VARIABLE).map(PathBuf::from))
-            .unwrap_or_else(|| VOLUME.into()),
+        volume: options.volume.or_else(named),
         fetching: options.fetching,
         worker,
         training: OnceCell::new(),
@@ -118,7 +116,8 @@ fn listen(leave: CancellationToken) -> std::io::Result<()> {
 /// Trains, where everything is there that a job needs. Where it is not, one job is told why and the worker goes: otherwise
 /// the platform would start such workers again and again, and the job would wait until its life ends.
 struct Able {
-    volume: PathBuf,
+    /// The folder that the operator names.
+    volume: Option<PathBuf>,
     fetching: FetchOptions,
     worker: String,
     training: OnceCell<Training>,
@@ -133,7 +132,11 @@ impl Able {
     /// What trains; looked at anew until everything is there.
     async fn training(&self) -> Result<&Training, Unfit> {
         let prepare = || async {
-            let settings = operator::settings(&self.volume, &self.fetching, self.worker.clone())?;
+            // Looked for each time: it may be mounted late.
+            let usual = || VOLUMES.map(PathBuf::from).into_iter().find(|path| path.is_dir());
+            let volume = self.volume.clone().or_else(usual).unwrap_or_else(|| VOLUMES[0].into());
+            let settings = operator::settings(&volume, &self.fetching, self.worker.clone())?;
+            let settings = Settings { life: Some(RUNPODS_LIFE), ..settings };
             operator::check(&settings).await?;
             settings.store.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
             Ok(Training::new(settings))

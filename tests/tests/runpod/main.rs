@@ -1,6 +1,8 @@
 //! The worker's side of RunPod's protocol against a simulator of the platform: jobs are taken, shown, stopped and answered
 //! as the official SDK does it, and none is lost or answered twice, whatever the platform does.
 
+#[path = "../shared/training.rs"]
+mod bench;
 mod ends;
 mod faults;
 mod training;
@@ -25,8 +27,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Long enough for every machine; nothing is measured with it.
-const PATIENCE: Duration = Duration::from_secs(60);
+use bench::PATIENCE;
 
 /// A kind of job that does as its input says.
 #[derive(Clone, Default)]

@@ -1,74 +1,13 @@
 //! Real training jobs: the embedded model and conversations, from the platform's queue to the answer.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use brightrun_tests::faults::{FaultServer, Reply};
-use brightrun_tests::platform::{Options, Platform, Route, Status, Urls};
-use brightrun_worker::{
-    life::{LeaseTimes, Models, Settings, Training},
-    net::Network,
-    runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
-    storage::{SourcePolicy, upload::Store},
-};
+use brightrun_tests::platform::{Platform, Route, Status};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
-use crate::PATIENCE;
-
-fn settings(volume: &Path, worker: &str) -> Settings {
-    Settings {
-        jobs: volume.join("jobs"),
-        cache: volume.join("cache"),
-        models: Models::default(),
-        sources: SourcePolicy::service(),
-        store: Store::Local,
-        worker: worker.to_owned(),
-        execution: None,
-        lease: LeaseTimes {
-            beat: Duration::from_millis(50),
-            silence: Duration::from_secs(2),
-            look: Duration::from_millis(20),
-        },
-        hold: Duration::ZERO,
-        usd_per_hour: None,
-    }
-}
-
-/// A worker that trains, until it is told to go.
-fn worker(platform: &Platform, settings: Settings) -> (JoinHandle<()>, CancellationToken) {
-    let variables: HashMap<String, String> =
-        platform.environment_of(&settings.worker, Urls::Full).into_iter().collect();
-    let endpoints = Endpoints::from_variables(|name| variables.get(name).cloned()).unwrap().unwrap();
-    let client = Arc::new(Client::new(endpoints, Network::default(), ClientLimits::default()).unwrap());
-    let pace = Pace { progress: Duration::from_millis(20), ..Pace::default() };
-    let serving = Serving::new(client, Training::new(settings), pace);
-    let leave = CancellationToken::new();
-    let until = leave.clone();
-    (tokio::spawn(async move { serving.run(&until).await.unwrap() }), leave)
-}
-
-fn platform() -> Platform {
-    let options =
-        Options { ping_milliseconds: 100, redispatch_after: Some(Duration::from_secs(2)), ..Options::default() };
-    Platform::start_with(options).unwrap()
-}
-
-fn input(name: &str, changes: Value) -> Value {
-    let mut hyperparameters = json!({
-        "base_model": "brightrun/demo-moe", "max_steps": 4, "eval_steps": 2, "batch_size": 2, "max_seq_length": 256,
-        "lora_rank": 4, "save_steps": 1,
-    });
-    hyperparameters.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    json!({ "job_id": name, "dataset_url": "demo:conversations", "hyperparameters": hyperparameters })
-}
+use crate::bench::{PATIENCE, input, platform, settings, worker};
 
 fn long() -> Value {
     json!({ "max_steps": 4000, "num_epochs": 1000, "eval_steps": 100_000, "save_steps": 10 })

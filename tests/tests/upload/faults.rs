@@ -9,8 +9,9 @@ use brightrun_tests::faults::{FaultServer, Reply};
 use brightrun_worker::storage::upload::Store;
 
 use crate::{
-    ATTEMPTS, Bench, JOB, PART, body, says, settings, soon,
-    stand::{Fault, Stand, get},
+    ATTEMPTS, Bench, JOB, PART, body, says, soon,
+    stand::{Fault, Stand},
+    store::{get, settings},
 };
 
 fn is_part(request: &str) -> bool {

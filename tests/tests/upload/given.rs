@@ -9,10 +9,7 @@ use brightrun_worker::{
     storage::upload::{Place, Store, upload_link},
 };
 
-use crate::{
-    ATTEMPTS, Bench, says, soon,
-    stand::{Stand, get},
-};
+use crate::{ATTEMPTS, Bench, says, soon, stand::Stand, store::get};
 
 const PATH: &str = "/storage/v1/object/upload/sign/results/job/a.json";
 

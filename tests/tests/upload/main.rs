@@ -6,6 +6,8 @@ mod local;
 mod round_trip;
 mod secrets;
 mod stand;
+#[path = "../shared/store.rs"]
+mod store;
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
 
@@ -14,11 +16,8 @@ use brightrun_worker::{
     Redacted,
     net::Network,
     storage::{
-        S3Settings, SourcePolicy,
-        upload::{
-            Artifact, BucketSettings, Delivered, LINK_LIFETIME, Store, UploadError, UploadLimits, UploadProgress,
-            deliver, upload_link,
-        },
+        SourcePolicy,
+        upload::{Artifact, Delivered, Store, UploadError, UploadLimits, UploadProgress, deliver, upload_link},
     },
 };
 use tempfile::TempDir;
@@ -62,7 +61,7 @@ impl Bench {
 
     /// With the bucket `bucket` of a store.
     fn bucket(endpoint: SocketAddr, secret: &str) -> Self {
-        Self::new(Store::Bucket(Box::new(settings(endpoint, secret))))
+        Self::new(Store::Bucket(Box::new(store::settings(endpoint, secret))))
     }
 
     /// Allows plain links to this server.
@@ -106,23 +105,6 @@ impl Bench {
 /// Whoever runs deliveries may want to do so on another thread.
 fn sendable<T: Send>(work: T) -> T {
     work
-}
-
-fn settings(endpoint: SocketAddr, secret: &str) -> BucketSettings {
-    BucketSettings {
-        s3: S3Settings {
-            endpoint: Some(format!("http://{endpoint}").parse().unwrap()),
-            region: "us-east-1".into(),
-            access_key_id: Redacted::hidden("key-id".into()),
-            secret_access_key: Redacted::hidden(secret.into()),
-            session_token: None,
-            trusted: true,
-        },
-        bucket: "bucket".into(),
-        prefix: "runs".into(),
-        path_style: true,
-        link_lifetime: LINK_LIFETIME,
-    }
 }
 
 /// Bytes that do not repeat, so that a piece in the wrong place is seen.

@@ -6,10 +6,7 @@ use brightrun_tests::faults::{FaultServer, Reply};
 use brightrun_worker::storage::upload::{Place, Store};
 use sha2::{Digest, Sha256};
 
-use crate::{
-    Bench, JOB, PART, body,
-    stand::{Stand, get},
-};
+use crate::{Bench, JOB, PART, body, stand::Stand, store::get};
 
 #[tokio::test]
 async fn what_is_delivered_comes_back_by_a_plain_get() {

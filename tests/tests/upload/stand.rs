@@ -1,4 +1,4 @@
-//! A real S3 server, which checks signatures, with faults in front of it.
+//! The S3 server, with faults in front of it.
 
 use std::{
     fs,
@@ -9,19 +9,11 @@ use std::{
 };
 
 use http_body_util::BodyExt;
-use hyper::{Request, Response, body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto::Builder,
-};
-use s3s::{
-    Body,
-    auth::SimpleAuth,
-    service::{S3Service, S3ServiceBuilder},
-};
-use s3s_fs::FileSystem;
+use hyper::{Request, Response, body::Incoming};
+use s3s::{Body, service::S3Service};
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpListener, net::TcpStream};
+
+use crate::store::{self, Answer};
 
 /// What goes wrong with a request.
 #[derive(Debug, Clone, Copy)]
@@ -61,25 +53,9 @@ struct State {
 impl Stand {
     /// With an empty bucket `bucket`.
     pub(crate) async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("bucket")).unwrap();
-        let mut builder = S3ServiceBuilder::new(FileSystem::new(folder.path()).unwrap());
-        builder.set_auth(SimpleAuth::from_single("key-id", "key-secret"));
-        let store = builder.build();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
-        let serving = state.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (store, state) = (store.clone(), serving.clone());
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(request, store.clone(), state.clone()));
-                    let connection = Builder::new(TokioExecutor::new());
-                    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
-                });
-            }
-        });
+        let seen = state.clone();
+        let (folder, address) = store::start(move |request, store| answer(request, store, seen.clone())).await;
         Self { folder, address, state }
     }
 
@@ -110,11 +86,7 @@ impl Stand {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    store: S3Service,
-    state: Arc<State>,
-) -> Result<Response<Body>, Box<dyn std::error::Error + Send + Sync>> {
+async fn answer(request: Request<Incoming>, store: S3Service, state: Arc<State>) -> Answer {
     let shown = format!("{} {}", request.method(), request.uri());
     state.seen.lock().unwrap().push(shown.clone());
     let rule = {
@@ -125,9 +97,8 @@ async fn answer(
             rule.fault
         })
     };
-    let failed = |_| "the store failed".into();
     match rule {
-        None => store.call(request.map(Body::from)).await.map_err(failed),
+        None => store::answer(request.map(Body::from), store).await,
         Some(Fault::Says(status, code)) => {
             request.into_body().collect().await?;
             let text = format!("<Error><Code>{code}</Code><Message>m</Message></Error>");
@@ -141,10 +112,10 @@ async fn answer(
             let (head, body) = request.into_parts();
             let mut bytes = body.collect().await?.to_bytes().to_vec();
             bytes[0] ^= 1;
-            store.call(Request::from_parts(head, Body::from(bytes))).await.map_err(failed)
+            store::answer(Request::from_parts(head, Body::from(bytes)), store).await
         }
         Some(Fault::Lost) => {
-            store.call(request.map(Body::from)).await.map_err(|_| "the store failed")?;
+            store::answer(request.map(Body::from), store).await?;
             Err("lost".into())
         }
         Some(Fault::Hangs) => {
@@ -152,20 +123,4 @@ async fn answer(
             Err("late".into())
         }
     }
-}
-
-/// A plain GET without headers of its own, as a user's program does it: status, headers and body.
-pub(crate) async fn get(link: &str) -> (u16, String, Vec<u8>) {
-    let url: url::Url = link.parse().unwrap();
-    let host = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
-    let mut stream = TcpStream::connect(&host).await.unwrap();
-    let target = &url[url::Position::BeforePath..];
-    let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, head, answer[end + 4..].to_vec())
 }

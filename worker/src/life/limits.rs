@@ -10,6 +10,8 @@ const EXECUTION: &str = "BRIGHTRUN_EXECUTION_TIMEOUT";
 const SHORTEST_EXECUTION: u64 = 5_000;
 const SHORTEST_LIFE: u64 = 10_000;
 const LONGEST: u64 = 7 * 24 * 3600 * 1000;
+/// RunPod deletes a job that is so old, at work or not, unless its policy says another time.
+pub const RUNPODS_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// A job ends by itself so long before its limit: for its last checkpoint, the upload and the answer. At most a fifth of all.
 const RESERVE: Duration = Duration::from_secs(300);
 
@@ -22,14 +24,14 @@ pub struct TimeLimit {
 // === impl TimeLimit ===
 
 impl TimeLimit {
-    /// The narrowest of what a job's policy, the operator and the job's life say. `waited`: how long it was in the queue, where
-    /// that is known; its life counts from before.
-    pub fn of(policy: &Value, operators: Option<Duration>, waited: Duration) -> Self {
+    /// The narrowest of what a job's policy, the operator and the job's life say. `life`: how long it is where its policy does
+    /// not say it. `waited`: how long the job was in the queue, where that is known; its life counts from before.
+    pub fn of(policy: &Value, operators: Option<Duration>, life: Option<Duration>, waited: Duration) -> Self {
         let milliseconds = |name: &str, least: u64| {
             policy.get(name).and_then(Value::as_u64).map(|time| Duration::from_millis(time.clamp(least, LONGEST)))
         };
         let execution = milliseconds("executionTimeout", SHORTEST_EXECUTION);
-        let life = milliseconds("ttl", SHORTEST_LIFE).map(|life| life.saturating_sub(waited));
+        let life = milliseconds("ttl", SHORTEST_LIFE).or(life).map(|life| life.saturating_sub(waited));
         // What a job says of its execution replaces what the endpoint says.
         Self { all: execution.or(operators).into_iter().chain(life).min() }
     }
@@ -61,7 +63,7 @@ mod tests {
     use super::*;
 
     fn whole(policy: Value, operators: Option<u64>, waited: u64) -> Option<u64> {
-        let limit = TimeLimit::of(&policy, operators.map(Duration::from_secs), Duration::from_secs(waited));
+        let limit = TimeLimit::of(&policy, operators.map(Duration::from_secs), None, Duration::from_secs(waited));
         limit.whole().map(|time| time.as_secs())
     }
 
@@ -72,6 +74,14 @@ mod tests {
         assert_eq!(whole(json!({ "executionTimeout": 3_600_000 }), Some(600), 0), Some(3600));
         assert_eq!(whole(json!({ "executionTimeout": 3_600_000, "ttl": 1_800_000 }), None, 600), Some(1200));
         assert_eq!(whole(json!({ "ttl": 60_000 }), Some(600), 100), Some(0));
+    }
+
+    #[test]
+    fn a_life_that_nobody_names_counts_from_the_arrival_in_the_queue() {
+        let day = Some(Duration::from_secs(24 * 3600));
+        let hours = |policy: Value| TimeLimit::of(&policy, None, day, Duration::from_secs(3600)).whole().unwrap();
+        assert_eq!(hours(Value::Null), Duration::from_secs(23 * 3600));
+        assert_eq!(hours(json!({ "ttl": 48 * 3_600_000 })), Duration::from_secs(47 * 3600));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod task;
 mod training;
 
 pub use lease::{Lease, LeaseError, LeaseTimes};
-pub use limits::TimeLimit;
+pub use limits::{RUNPODS_LIFE, TimeLimit};
 pub use models::Models;
 pub(crate) use models::revision;
 pub use training::{Settings, Training};

@@ -212,11 +212,12 @@ mod tests {
             store: Store::Local,
             worker: "w".into(),
             execution: None,
+            life: None,
             lease: LeaseTimes::default(),
             hold,
             usd_per_hour: None,
         };
-        let limit = TimeLimit::of(&policy, None, Duration::ZERO);
+        let limit = TimeLimit::of(&policy, None, None, Duration::ZERO);
         Task::new(Arc::new(settings), Show::new(|_| {}), limit)
     }
 

@@ -35,6 +35,8 @@ pub struct Settings {
     pub worker: String,
     /// The endpoint's limit, where the operator says it.
     pub execution: Option<Duration>,
+    /// How long a job lives from its arrival in the queue on, where neither the job nor the operator says it.
+    pub life: Option<Duration>,
     /// How jobs are kept from others.
     pub lease: LeaseTimes,
     /// So long a short job's last numbers stay to be seen before it ends.
@@ -60,7 +62,7 @@ impl Training {
 
 impl Work for Training {
     async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
-        let limit = TimeLimit::of(&job.policy, self.settings.execution, job.waited);
+        let limit = TimeLimit::of(&job.policy, self.settings.execution, self.settings.life, job.waited);
         let name = job.input.get("job_id").and_then(Value::as_str).unwrap_or(&job.id).to_owned();
         let task = Arc::new(Task::new(self.settings.clone(), show, limit));
         task.present();

@@ -52,11 +52,6 @@ impl Line {
         Ok(Self { dialer: Dialer { network, tls, connect: limits.connect, headers: NO_LIMIT } })
     }
 
-    /// With other limits.
-    pub(super) fn with_limits(self, limits: &TellingLimits) -> Self {
-        Self { dialer: Dialer { connect: limits.connect, ..self.dialer } }
-    }
-
     /// Sends a request and waits for the whole of its small answer. `trusted`: the operator chose the host.
     pub(super) async fn ask<B>(
         &self,

@@ -68,6 +68,22 @@ async fn nobody_waits_for_a_receiver_that_is_dead_or_slow() {
     }
 }
 
+#[tokio::test]
+async fn telling_of_a_step_costs_next_to_nothing() {
+    const STEPS: u32 = 10_000;
+    let server = FaultServer::start().await.unwrap();
+    server.on(PATH, [Reply::status(200).delayed(PATIENCE)]);
+    let telling = telling(&policy(&server), impatient(), &[]);
+    let told = telling.begin(&job(&server.url(PATH)), "job");
+    soon(|| server.count(PATH) == 1).await;
+    let step = at("training", 1);
+    let begin = Instant::now();
+    (0..STEPS).for_each(|_| told.progress(&step));
+    let each = begin.elapsed() / STEPS;
+    // It takes a few microseconds.
+    assert!(each < Duration::from_micros(100), "{each:?}");
+}
+
 /// Connections are taken, and never read.
 #[tokio::test]
 async fn nobody_waits_for_a_receiver_that_does_not_read() {

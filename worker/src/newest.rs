@@ -100,7 +100,8 @@ mod tests {
     fn newest(takes: Duration) -> (Newest<u32>, Told) {
         let told = Told::default();
         let telling = told.clone();
-        let pause = |_: &u32, next: &u32| if next % 10 == 0 { Duration::ZERO } else { Duration::from_secs(3600) };
+        let pause =
+            |_: &u32, next: &u32| if next.is_multiple_of(10) { Duration::ZERO } else { Duration::from_secs(3600) };
         let newest = Newest::begin(pause, move |message| {
             let telling = telling.clone();
             async move {

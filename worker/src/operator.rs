@@ -17,6 +17,7 @@ use crate::{
     life::{LeaseTimes, Models, Settings, TimeLimit},
     prices,
     storage::upload::{self, Store, UploadLimits},
+    telling::Telling,
     this_machine,
 };
 
@@ -75,11 +76,13 @@ pub(crate) fn settings(volume: &Path, fetching: &FetchOptions, worker: String) -
     let volume = std::path::absolute(volume).map_err(|error| Unfit::new("volume", error))?;
     let (jobs, cache) = folders(&volume).map_err(|error| Unfit::new("volume", crate::failure::told(&error)))?;
     let wrong = |why: String| Unfit::new("settings", why);
+    let sources = fetching.of_strangers().map_err(|error| wrong(crate::failure::told(&error)))?;
     Ok(Settings {
         jobs,
         cache,
         models: Models::from_variables(variable).map_err(wrong)?.with_volume(&volume),
-        sources: fetching.of_strangers().map_err(|error| wrong(crate::failure::told(&error)))?,
+        telling: Telling::from_variables(variable, &sources).map_err(wrong)?,
+        sources,
         store: Store::from_variables(variable).map_err(wrong)?,
         worker,
         execution: TimeLimit::of_operator(variable).map_err(wrong)?,

@@ -134,8 +134,9 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
 
 fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgress) -> anyhow::Result<Outcome> {
     let gpus = job.gpu.check(this_machine::gpus()).unwrap_or_default();
-    let unused = "upload_urls has no effect when a job is run from a file";
-    let unused = (!job.uploads.is_empty()).then(|| unused.to_owned());
+    let unused = [("upload_urls", !job.uploads.is_empty()), ("callback_url", job.callback.is_some())];
+    let unused = unused.into_iter().filter(|(_, given)| *given);
+    let unused = unused.map(|(name, _)| format!("{name} has no effect when a job is run from a file"));
     let warnings: Vec<String> = job.warnings.iter().cloned().chain(gpus).chain(unused).collect();
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     // Whoever goes on with the run may stand elsewhere.

@@ -102,6 +102,11 @@ impl Job {
             store: there("s3Config").map(Redacted::hidden),
         })
     }
+
+    /// What its owner calls it: the input's `job_id`, or what it is called where it came from.
+    pub fn name(&self) -> &str {
+        self.input.get("job_id").and_then(Value::as_str).unwrap_or(&self.id)
+    }
 }
 
 /// Inputs hold signed links.

@@ -3,7 +3,8 @@
 use std::{
     env,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use clap::Args;
@@ -20,6 +21,7 @@ use crate::{
     net::Network,
     operator::{self, Unfit},
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
+    telling::Telling,
     work::{Answer, Ended, Job, Show, Work},
 };
 
@@ -27,6 +29,8 @@ use crate::{
 const VOLUMES: [&str; 2] = ["/runpod-volume", "/workspace"];
 /// Where the operator says another folder.
 const VOLUME_VARIABLE: &str = "BRIGHTRUN_VOLUME";
+/// So long those are waited for, at the end, who are told of jobs besides the queue.
+const LAST_NEWS: Duration = Duration::from_secs(20);
 /// Whether the platform is to replace this worker after every job.
 const REFRESH: &str = "BRIGHTRUN_REFRESH_WORKER";
 /// How many jobs are done at once.
@@ -84,6 +88,7 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
         fetching: options.fetching,
         worker,
         training: OnceCell::new(),
+        telling: OnceLock::new(),
         unfit: Mutex::default(),
         leave: leave.clone(),
     });
@@ -95,6 +100,9 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
     }
     let serving = Serving::new(client.clone(), able.clone(), Pace::default());
     serving.refreshing(refresh).side_by_side(side_by_side).run(&leave).await?;
+    if let Some(telling) = able.telling.get() {
+        telling.settle(LAST_NEWS).await;
+    }
     let unfit = able.unfit.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(unfit) = &unfit {
         client.unhealthy(unfit.check, &unfit.why).await;
@@ -121,6 +129,8 @@ struct Able {
     fetching: FetchOptions,
     worker: String,
     training: OnceCell<Training>,
+    /// Whose last messages are waited for.
+    telling: OnceLock<Telling>,
     /// What a job was told.
     unfit: Mutex<Option<Unfit>>,
     leave: CancellationToken,
@@ -139,9 +149,19 @@ impl Able {
             let settings = Settings { life: Some(RUNPODS_LIFE), ..settings };
             operator::check(&settings).await?;
             settings.store.warning().iter().for_each(|warning| tracing::warn!("{warning}"));
+            let _ = self.telling.set(settings.telling.clone());
             Ok(Training::new(settings))
         };
         self.training.get_or_try_init(prepare).await
+    }
+
+    /// Tells everybody besides the queue, as far as that is set up.
+    fn tell(&self, job: &Job, ended: &Ended) {
+        let sources = self.fetching.of_strangers().map_err(|error| failure::told(&error));
+        let telling = sources.and_then(|sources| Telling::from_variables(|name| env::var(name).ok(), &sources));
+        if let Ok(telling) = telling {
+            self.telling.get_or_init(|| telling).begin(job, job.name()).ended(ended);
+        }
     }
 }
 
@@ -153,7 +173,9 @@ impl Work for Able {
                 self.leave.cancel();
                 let error = format!("the worker cannot work: {unfit}; tell the operator of the endpoint");
                 *self.unfit.lock().unwrap_or_else(PoisonError::into_inner) = Some(unfit);
-                Ended::Answered(Answer { error: Some(error), refresh: true, output: None })
+                let ended = Ended::Answered(Answer { error: Some(error), refresh: true, output: None });
+                self.tell(&job, &ended);
+                ended
             }
         }
     }

@@ -8,6 +8,7 @@ use brightrun_worker::{
     net::Network,
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
     storage::{SourcePolicy, upload::Store},
+    telling::Telling,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -30,6 +31,7 @@ pub(crate) fn settings(volume: &Path, worker: &str) -> Settings {
             silence: Duration::from_secs(2),
             look: Duration::from_millis(20),
         },
+        telling: Telling::from_variables(|_| None, &SourcePolicy::service()).unwrap(),
         life: None,
         hold: Duration::ZERO,
         usd_per_hour: None,

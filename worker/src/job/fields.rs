@@ -137,8 +137,14 @@ fn equal(first: &Value, second: &Value) -> bool {
     }
 }
 
-/// A value in an error text, shortened.
+/// A value in an error text, shortened. Of a link nothing is repeated, because it may be signed, and a list or an object may
+/// hold one.
 pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains("://") || text.contains('?') => return "a link".to_owned(),
+        Value::Array(_) | Value::Object(_) => return kind(value).to_owned(),
+        _ => {}
+    }
     let text = value.to_string();
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -154,5 +160,35 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_link_is_repeated() {
+        for secret in ["https://h/x?token=S3CR3T", "h/x?token=S3CR3T", "s3://b/S3CR3T"] {
+            for value in [json!(secret), json!([secret]), json!({ "a": { "b": secret } })] {
+                assert!(!shown(&value).contains("S3CR3T"), "{value}");
+            }
+        }
+        assert_eq!((shown(&json!("yes")), shown(&json!(1.5))), ("\"yes\"".into(), "1.5".into()));
+        assert_eq!(shown(&json!("x".repeat(100))).chars().count(), 61);
+    }
+
+    #[test]
+    fn two_links_that_differ_are_told_without_them() {
+        let value = json!({ "a": "https://h/x?token=S3CR3T", "b": "https://h/y?token=S3CR3T" });
+        let mut findings = Findings::default();
+        Object::new("input", &value, &mut findings).unwrap().take(&["a", "b"], &mut findings);
+        let problem = findings.problems[0].to_string();
+        assert!(
+            problem.starts_with("a: is also given as b with another value") && !problem.contains("S3CR3T"),
+            "{problem}"
+        );
     }
 }

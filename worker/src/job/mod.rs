@@ -1,5 +1,6 @@
 //! The door: a platform's request in, a checked job or all its problems out.
 
+mod callback;
 mod fields;
 mod gpu;
 mod parameters;
@@ -12,6 +13,7 @@ use brightrun_trainer::run::Parameters;
 use serde_json::{Map, Value};
 use url::Url;
 
+pub(crate) use callback::of as callback_of;
 pub(crate) use fields::Problem;
 use fields::{Findings, Object};
 pub(crate) use gpu::GpuRequest;
@@ -42,6 +44,8 @@ pub(crate) struct JobSpec {
     pub(crate) gpu: GpuRequest,
     /// Where its files are to go, by name.
     pub(crate) uploads: BTreeMap<String, Redacted<Url>>,
+    /// Who else is told of it.
+    pub(crate) callback: Option<Redacted<Url>>,
     /// What the request says that has no effect.
     pub(crate) warnings: Vec<String>,
 }
@@ -94,9 +98,7 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
     let hyperparameters = input.take(&["hyperparameters"], findings).map_or(&none, |(_, value)| value);
     let gpu = input.take(&["gpu_config"], findings);
     let uploads = uploads::read(input.take(&["upload_urls"], findings), findings);
-    for unused in input.take_unused(&["callback_url"]) {
-        findings.warnings.push(format!("{unused} has no effect when a job is run from a file"));
-    }
+    let callback = callback::read(input.take(&[callback::FIELD], findings), findings);
     input.finish(findings);
 
     let mut hyperparameters = Object::new("hyperparameters", hyperparameters, findings)?;
@@ -127,6 +129,7 @@ fn read_request(request: &Value, fallback_id: &str, findings: &mut Findings) -> 
         parameters: parameters?,
         gpu,
         uploads,
+        callback,
         warnings: Vec::new(),
     })
 }

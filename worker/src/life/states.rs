@@ -22,7 +22,7 @@ use brightrun_trainer::{
         result::{RESULT_FILE, RunResult, RunStatus},
     },
     events::Stage,
-    run::{self, RunEnd, RunSpec, Surroundings},
+    run::{self, ADAPTER_DIR, RunEnd, RunSpec, Surroundings},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -285,7 +285,10 @@ impl Finished {
         let (sources, limits) = (&task.settings.sources, UploadLimits::default());
         let delivered =
             upload::deliver(store, &spec.job_id, &files, &spec.uploads, sources, &limits, &|_| {}, &task.over);
-        let delivered = delivered.await.map_err(|error| error.to_string())?;
+        let mut delivered = delivered.await.map_err(|error| error.to_string())?;
+        let archived = task.told.adapter(&folder.join(ADAPTER_DIR), &task.over).await;
+        delivered.warnings.extend(archived.err());
+        delivered.warnings.extend(task.told.warnings());
         Ok(ending::succeeded(&json!(result), &delivered))
     }
 }

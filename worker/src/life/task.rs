@@ -10,12 +10,12 @@ use brightrun_trainer::{
     events::{Event, Stage},
     stop::{Stop, StopKind},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{Settings, limits::TimeLimit, shown::Shown};
-use crate::work::Show;
+use crate::{telling::Told, work::Show};
 
 /// A job is refused where its training is planned to take so much longer than is left: plans are no promises.
 const MUCH_LONGER: f64 = 1.5;
@@ -45,6 +45,8 @@ pub(super) struct Task {
     begin: Instant,
     limit: TimeLimit,
     show: Show,
+    /// For everybody besides the queue.
+    pub(super) told: Told,
     seen: Mutex<Seen>,
     reason: OnceLock<Reason>,
     planned: OnceLock<Duration>,
@@ -63,7 +65,7 @@ struct Seen {
 // === impl Task ===
 
 impl Task {
-    pub(super) fn new(settings: Arc<Settings>, show: Show, limit: TimeLimit) -> Self {
+    pub(super) fn new(settings: Arc<Settings>, show: Show, told: Told, limit: TimeLimit) -> Self {
         Self {
             settings,
             over: CancellationToken::new(),
@@ -71,6 +73,7 @@ impl Task {
             begin: Instant::now(),
             limit,
             show,
+            told,
             seen: Mutex::default(),
             reason: OnceLock::new(),
             planned: OnceLock::new(),
@@ -169,7 +172,7 @@ impl Task {
                 seen.first_metrics.get_or_insert(now);
                 seen.last = Some(now);
             }
-            self.show.progress(json!(seen.shown));
+            self.tell(json!(seen.shown));
         }
     }
 
@@ -179,7 +182,12 @@ impl Task {
 
     /// Shows it as it is.
     pub(super) fn present(&self) {
-        self.show.progress(json!(self.seen().shown));
+        self.tell(json!(self.seen().shown));
+    }
+
+    fn tell(&self, shown: Value) {
+        self.told.progress(&shown);
+        self.show.progress(shown);
     }
 
     /// How far it is.
@@ -194,14 +202,14 @@ impl Task {
 
 #[cfg(test)]
 mod tests {
-    use brightrun_trainer::events::{StepMetrics, StepTime};
-    use serde_json::Value;
-
     use super::*;
     use crate::{
         life::{LeaseTimes, Models},
         storage::{SourcePolicy, upload::Store},
+        telling::Telling,
+        work::Job,
     };
+    use brightrun_trainer::events::{StepMetrics, StepTime};
 
     fn task(policy: Value, hold: Duration) -> Task {
         let settings = Settings {
@@ -213,12 +221,14 @@ mod tests {
             worker: "w".into(),
             execution: None,
             life: None,
+            telling: Telling::from_variables(|_| None, &SourcePolicy::service()).unwrap(),
             lease: LeaseTimes::default(),
             hold,
             usd_per_hour: None,
         };
         let limit = TimeLimit::of(&policy, None, None, Duration::ZERO);
-        Task::new(Arc::new(settings), Show::new(|_| {}), limit)
+        let told = settings.telling.begin(&Job::read(json!({ "id": "j" })).unwrap(), "j");
+        Task::new(Arc::new(settings), Show::new(|_| {}), told, limit)
     }
 
     fn step() -> Event {
@@ -239,8 +249,8 @@ mod tests {
         })
     }
 
-    #[test]
-    fn a_job_that_would_take_much_longer_than_it_may_is_refused_with_both_times() {
+    #[tokio::test]
+    async fn a_job_that_would_take_much_longer_than_it_may_is_refused_with_both_times() {
         let task = task(json!({ "executionTimeout": 3_600_000 }), Duration::ZERO);
         // 55 minutes are for work.
         assert!(!task.is_too_long(80.0 * 60.0) && task.is_too_long(90.0 * 60.0));
@@ -275,8 +285,8 @@ mod tests {
         assert_eq!(held(leaving).await, 0);
     }
 
-    #[test]
-    fn the_first_reason_is_told_and_the_strongest_counts() {
+    #[tokio::test]
+    async fn the_first_reason_is_told_and_the_strongest_counts() {
         let task = task(Value::Null, Duration::ZERO);
         task.end(Reason::Leaving);
         assert_eq!(task.stop.asked(), Some(StopKind::Pause));

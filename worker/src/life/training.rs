@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -15,6 +14,7 @@ use super::{
 };
 use crate::{
     storage::{SourcePolicy, upload::Store},
+    telling::Telling,
     work::{Answer, Ended, Job, Show, Work},
 };
 
@@ -37,6 +37,8 @@ pub struct Settings {
     pub execution: Option<Duration>,
     /// How long a job lives from its arrival in the queue on, where neither the job nor the operator says it.
     pub life: Option<Duration>,
+    /// Who is told of jobs besides the queue.
+    pub telling: Telling,
     /// How jobs are kept from others.
     pub lease: LeaseTimes,
     /// So long a short job's last numbers stay to be seen before it ends.
@@ -63,15 +65,16 @@ impl Training {
 impl Work for Training {
     async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
         let limit = TimeLimit::of(&job.policy, self.settings.execution, self.settings.life, job.waited);
-        let name = job.input.get("job_id").and_then(Value::as_str).unwrap_or(&job.id).to_owned();
-        let task = Arc::new(Task::new(self.settings.clone(), show, limit));
+        let name = job.name().to_owned();
+        let told = self.settings.telling.begin(&job, &name);
+        let task = Arc::new(Task::new(self.settings.clone(), show, told, limit));
         task.present();
         let closed = tokio::select! {
             closed = whole(task.clone(), job) => closed,
             never = task.watch(&stop, &leave) => match never {},
         };
         let failed = |why: &str| Ended::Answered(ending::failed(&name, &task.shown(), why));
-        match (closed, task.reason()) {
+        let ended = match (closed, task.reason()) {
             (Ok(answer), _) => Ended::Answered(answer),
             (_, Some(Reason::Stopped)) => Ended::Stopped,
             (_, Some(Reason::Leaving | Reason::Lost)) => Ended::HandedBack,
@@ -83,7 +86,9 @@ impl Work for Training {
                 failed("the job was broken off for no known reason; send it again")
             }
             (Err(Ending::Failed(why)), None) => failed(&why),
-        }
+        };
+        task.told.ended(&ended);
+        ended
     }
 }
 

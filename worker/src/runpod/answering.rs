@@ -1,21 +1,13 @@
 //! What is said of one job, in order: progress, of which only the latest counts, and the end, which is last and arrives.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use hyper::body::Bytes;
 use serde_json::{Value, json};
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::time::sleep;
 
 use super::client::{Acknowledged, Client};
-use crate::{net::Backoff, work::Answer};
+use crate::{net::Backoff, newest::Newest, work::Answer};
 
 /// Largest answer that is sent: the platform drops results that are larger without a word.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -55,9 +47,7 @@ pub(super) struct Answering {
     client: Arc<Client>,
     job: String,
     pace: Pace,
-    latest: watch::Sender<Option<Value>>,
-    telling: Mutex<Option<JoinHandle<()>>>,
-    quiet: CancellationToken,
+    shown: Newest<Value>,
 }
 
 // === impl Answering ===
@@ -65,15 +55,20 @@ pub(super) struct Answering {
 impl Answering {
     /// Begins; nothing is said yet.
     pub(super) fn begin(client: Arc<Client>, job: &str, pace: Pace) -> Self {
-        let (latest, news) = watch::channel(None);
-        let quiet = CancellationToken::new();
-        let telling = tokio::spawn(tell(client.clone(), job.to_owned(), pace.progress, news, quiet.clone()));
-        Self { client, job: job.to_owned(), pace, latest, telling: Mutex::new(Some(telling)), quiet }
+        let (telling, id, every) = (client.clone(), Arc::<str>::from(job), pace.progress);
+        let shown = Newest::begin(
+            move |_, _| every,
+            move |output| {
+                let (client, job) = (telling.clone(), id.clone());
+                async move { tell(&client, &job, output).await }
+            },
+        );
+        Self { client, job: job.to_owned(), pace, shown }
     }
 
     /// Shows how far the job is. It never waits; what was to be shown before and was not sent yet is forgotten.
     pub(super) fn progress(&self, output: Value) {
-        self.latest.send_replace(Some(output));
+        self.shown.put(output);
     }
 
     /// Says how the job ended. Progress that is on its way arrives before, or never. It is said again until the platform has
@@ -112,12 +107,7 @@ impl Answering {
 
     /// Says nothing more: the platform has stopped the job itself.
     pub(super) async fn fall_silent(&self) {
-        self.quiet.cancel();
-        let telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(telling) = telling {
-            // It ends by itself, so there is nothing to learn from how.
-            let _ = telling.await;
-        }
+        self.shown.fall_silent().await;
     }
 }
 
@@ -125,32 +115,13 @@ fn short(why: &str) -> Bytes {
     json!({ "error": format!("The job has ended, but {why}. Its files are where the worker left them; result.json is among them.") }).to_string().into()
 }
 
-/// Sends the latest progress, one message at a time.
-async fn tell(
-    client: Arc<Client>,
-    job: String,
-    pace: Duration,
-    mut news: watch::Receiver<Option<Value>>,
-    quiet: CancellationToken,
-) {
-    let mut last: Option<Instant> = None;
-    loop {
-        if !matches!(quiet.run_until_cancelled(news.changed()).await, Some(Ok(()))) {
-            return;
-        }
-        if let Some(wait) = last.map(|last| pace.saturating_sub(last.elapsed()))
-            && quiet.run_until_cancelled(sleep(wait)).await.is_none()
-        {
-            return;
-        }
-        let Some(output) = news.borrow_and_update().clone() else { continue };
-        let body = Bytes::from(json!({ "status": "IN_PROGRESS", "output": output }).to_string());
-        // One that is on its way when the job ends is waited for, so that nothing overtakes it: `quiet` does not stop it.
-        match client.answer(&job, body).await {
-            Acknowledged::Yes => {}
-            Acknowledged::Refused(status) => tracing::debug!("progress was refused with HTTP {status}"),
-            Acknowledged::NotYet(why) => tracing::debug!("progress did not arrive: {why}"),
-        }
-        last = Some(Instant::now());
+/// Shows the platform how far the job is, once.
+async fn tell(client: &Client, job: &str, output: Value) -> ControlFlow<()> {
+    let body = Bytes::from(json!({ "status": "IN_PROGRESS", "output": output }).to_string());
+    match client.answer(job, body).await {
+        Acknowledged::Yes => {}
+        Acknowledged::Refused(status) => tracing::debug!("progress was refused with HTTP {status}"),
+        Acknowledged::NotYet(why) => tracing::debug!("progress did not arrive: {why}"),
     }
+    ControlFlow::Continue(())
 }

@@ -33,6 +33,9 @@ pub use policy::{MAX_BYTES, SourcePolicy};
 pub use s3::S3Settings;
 pub use source::{MAX_S3_KEY_BYTES, MAX_SOURCE_BYTES, Source, SourceError};
 
+pub(crate) use refusal::{MAX_REFUSAL_BYTES, Said, is_temporary};
+pub(crate) use source::link as web_address;
+
 use download::{Download, Origin};
 use fetching::Fetching;
 use link::Link;

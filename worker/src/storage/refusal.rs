@@ -6,13 +6,13 @@ use serde_json::Value;
 use super::error::{Failure, FetchError, Trouble, TroubleKind};
 
 /// So much of an answer that is no file is read.
-pub(super) const MAX_REFUSAL_BYTES: usize = 16 << 10;
+pub(crate) const MAX_REFUSAL_BYTES: usize = 16 << 10;
 /// Longest error code that is repeated.
 const MAX_CODE_BYTES: usize = 40;
 
 /// What a server says beside the status.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub(crate) struct Said {
     /// The status inside the body.
     status: Option<u16>,
     /// Names of the error.
@@ -23,7 +23,7 @@ pub(super) struct Said {
 
 impl Said {
     /// Reads the body of an answer, as far as it is JSON or XML of a known shape.
-    pub(super) fn read(body: &[u8]) -> Self {
+    pub(crate) fn read(body: &[u8]) -> Self {
         if let Ok(Value::Object(fields)) = serde_json::from_slice(body) {
             let status = fields.get("statusCode").and_then(|status| match status {
                 Value::String(text) => text.parse().ok(),
@@ -52,11 +52,11 @@ impl Said {
     }
 
     /// The status that counts: Supabase's own one more than the 400 around it.
-    pub(super) fn inner(&self, status: u16) -> u16 {
+    pub(crate) fn inner(&self, status: u16) -> u16 {
         self.status.filter(|inner| (400..600).contains(inner)).unwrap_or(status)
     }
 
-    pub(super) fn has(&self, names: &[&str]) -> bool {
+    pub(crate) fn has(&self, names: &[&str]) -> bool {
         self.codes.iter().any(|code| names.iter().any(|name| code.eq_ignore_ascii_case(name)))
     }
 
@@ -106,7 +106,7 @@ pub(super) fn is_expired(said: &Said) -> bool {
         || message.contains("\"exp\" claim")
 }
 
-pub(super) fn is_temporary(status: u16, said: &Said) -> bool {
+pub(crate) fn is_temporary(status: u16, said: &Said) -> bool {
     matches!(status, 408 | 425 | 429)
         // 501 and 505 say that this server never will.
         || ((500..600).contains(&status) && !matches!(status, 501 | 505))

@@ -112,7 +112,7 @@ impl fmt::Debug for Source {
 }
 
 /// Checks a link that was given or that a server redirects to.
-pub(super) fn link(text: &str) -> Result<Url, SourceError> {
+pub(crate) fn link(text: &str) -> Result<Url, SourceError> {
     checked(Url::parse(text).map_err(not_a_url)?)
 }
 

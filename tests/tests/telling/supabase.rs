@@ -196,7 +196,8 @@ async fn a_store_that_refuses_is_a_warning_that_says_what_to_do() {
     let short = TellingLimits { archive: Duration::from_millis(300), ..limits() };
     let bench = Bench::start_with(short).await;
     bench.project.faults(Method::POST, [Fault::Hangs]);
-    assert!(bench.archive_fails().await.contains("300ms"));
+    let error = bench.archive_fails().await;
+    assert!(error.contains("300ms"), "{error}");
     let bench = Bench::start().await;
     fs::remove_dir_all(bench.folder.path().join("adapter")).unwrap();
     fs::create_dir(bench.folder.path().join("adapter")).unwrap();

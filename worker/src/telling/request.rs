@@ -125,7 +125,9 @@ pub(super) async fn persist<F: Future<Output = Heard>>(
     let end = Instant::now() + all;
     let mut backoff = Backoff::new(limits.first_pause, limits.longest_pause);
     loop {
-        let left = end.saturating_duration_since(Instant::now());
+        // In whole milliseconds, since people may read it.
+        let left = end.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+        let left = Duration::from_millis(left.as_millis() as u64);
         let why = match attempt(left.min(each)).await {
             Heard::Yes => return Ok(()),
             Heard::Never(why) => return Err(why),

@@ -1,6 +1,12 @@
-//! Tests that need a process of their own: an ignored test of the same program, run by its name, that prints what it found.
+//! Processes of tests: one that does not outlive its test, and an ignored test of the same program, run by its name in a
+//! process of its own, that prints what it found.
 
-use std::{env, fs, process::Command};
+use std::{
+    env, fs,
+    io::{self, Read},
+    ops::{Deref, DerefMut},
+    process::{Child, Command, ExitStatus},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,4 +32,64 @@ pub fn high_water_mark() -> Result<u64> {
     let text = fs::read_to_string("/proc/self/status")?;
     let kib = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     Ok(kib.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
+}
+
+/// A process that does not outlive its owner.
+#[derive(Debug)]
+pub struct Running(Child);
+
+// === impl Running ===
+
+impl Running {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> io::Result<Self> {
+        command.spawn().map(Self)
+    }
+
+    /// Ends it at once, as the system does that has no memory left.
+    pub fn kill_now(mut self) -> io::Result<ExitStatus> {
+        self.0.kill()?;
+        self.0.wait()
+    }
+
+    /// Asks it to end, and waits.
+    pub fn terminate(mut self) -> io::Result<ExitStatus> {
+        self.signal("-TERM")?;
+        self.0.wait()
+    }
+
+    /// Sends it a signal, as `kill` names it.
+    pub fn signal(&self, name: &str) -> io::Result<ExitStatus> {
+        Command::new("kill").args([name, &self.0.id().to_string()]).status()
+    }
+
+    /// All that it wrote to its standard output, and to its standard error, where these are pipes.
+    pub fn said(&mut self) -> io::Result<(String, String)> {
+        let (mut out, mut error) = (String::new(), String::new());
+        self.0.stdout.take().map(|mut pipe| pipe.read_to_string(&mut out)).transpose()?;
+        self.0.stderr.take().map(|mut pipe| pipe.read_to_string(&mut error)).transpose()?;
+        Ok((out, error))
+    }
+}
+
+impl Deref for Running {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, where all went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -3,10 +3,11 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
+use brightrun_tests::child::Running;
 use brightrun_tests::platform::{Options, Platform, Route, Status, Urls, answer_problems, order_problems};
 use serde_json::{Value, json};
 
@@ -29,8 +30,8 @@ fn worker(platform: &Platform, volume: &Path) -> Command {
     command
 }
 
-fn start(platform: &Platform, volume: &Path) -> Child {
-    worker(platform, volume).spawn().unwrap()
+fn start(platform: &Platform, volume: &Path) -> Running {
+    Running::start(&mut worker(platform, volume)).unwrap()
 }
 
 fn job(name: &str, changes: Value) -> Value {
@@ -40,16 +41,6 @@ fn job(name: &str, changes: Value) -> Value {
     });
     hyperparameters.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     json!({ "job_id": name, "dataset_url": "demo:conversations", "hyperparameters": hyperparameters })
-}
-
-fn terminate(mut worker: Child) -> ExitStatus {
-    Command::new("kill").arg(worker.id().to_string()).status().unwrap();
-    worker.wait().unwrap()
-}
-
-fn kill(mut worker: Child) {
-    worker.kill().unwrap();
-    worker.wait().unwrap();
 }
 
 fn adapter(volume: &Path, name: &str) -> Vec<u8> {
@@ -64,7 +55,7 @@ async fn a_job_is_done_and_the_worker_goes_when_it_is_told_to() {
     let view = platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
     let files = view.output.unwrap()["model_files"].clone();
     assert!(files["adapter_model.safetensors"].as_str().unwrap().starts_with("file://"));
-    assert!(terminate(worker).success());
+    assert!(worker.terminate().unwrap().success());
     assert_eq!(platform.problems(), [""; 0]);
 }
 
@@ -74,7 +65,7 @@ async fn a_worker_that_is_killed_again_and_again_loses_nothing() {
     let worker = start(&platform, unbroken.path());
     let id = platform.submit(job("j", json!({ "max_steps": 600 })));
     platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
-    kill(worker);
+    worker.kill_now().unwrap();
 
     // The platform gives a job out twice; its client sends it again then, under the same name.
     for seen in [2, 2] {
@@ -82,14 +73,14 @@ async fn a_worker_that_is_killed_again_and_again_loses_nothing() {
         let worker = start(&platform, volume.path());
         let id = platform.submit(job("j", json!({ "max_steps": 600 })));
         platform.until_count(Route::Progress, before + seen, PATIENCE).await.unwrap();
-        kill(worker);
+        worker.kill_now().unwrap();
         platform.cancel(&id);
     }
     let worker = start(&platform, volume.path());
     let id = platform.submit(job("j", json!({ "max_steps": 600 })));
     let view = platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
     assert_eq!(view.results.len(), 1);
-    assert!(terminate(worker).success());
+    assert!(worker.terminate().unwrap().success());
     assert_eq!(adapter(volume.path(), "j"), adapter(unbroken.path(), "j"));
     let seen = platform.seen();
     assert_eq!((order_problems(&seen, Duration::from_secs(1)), answer_problems(&seen)), (vec![], vec![]));
@@ -101,13 +92,13 @@ async fn a_worker_that_goes_while_it_trains_hands_its_job_back() {
     let worker = start(&platform, volume.path());
     let id = platform.submit(job("j", json!({ "max_steps": 400 })));
     platform.until_count(Route::Progress, 3, PATIENCE).await.unwrap();
-    assert!(terminate(worker).success());
+    assert!(worker.terminate().unwrap().success());
     assert_eq!(platform.job(&id).unwrap().results.len(), 0);
     let saved = fs::read_dir(volume.path().join("brightrun/jobs/j/checkpoints")).unwrap().count();
     assert!(saved > 1, "nothing is saved");
     let worker = start(&platform, volume.path());
     platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
-    assert!(terminate(worker).success());
+    assert!(worker.terminate().unwrap().success());
 }
 
 #[tokio::test]
@@ -133,7 +124,7 @@ async fn a_worker_that_can_work_by_the_time_a_job_comes_does_it() {
     fs::create_dir(&volume).unwrap();
     let id = platform.submit(job("j", json!({ "max_steps": 3 })));
     platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
-    assert!(terminate(worker).success());
+    assert!(worker.terminate().unwrap().success());
     assert_eq!(platform.problems(), [""; 0]);
 }
 
@@ -150,7 +141,7 @@ async fn a_machine_without_the_gpus_it_was_rented_with_and_a_broken_model_are_to
     ];
     for (name, value, check, says) in troubles {
         let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
-        let mut worker = worker(&platform, volume.path()).env(name, value).spawn().unwrap();
+        let mut worker = Running::start(worker(&platform, volume.path()).env(name, value)).unwrap();
         let id = platform.submit(job("j", json!({})));
         let error = platform.until_status(&id, Status::Failed, PATIENCE).await.unwrap().error.unwrap();
         assert!(error.contains(says), "{error}");
@@ -166,39 +157,38 @@ async fn a_worker_that_was_frozen_finds_its_job_taken_over_and_leaves_it_alone()
     let (platform, volume, unbroken) = (platform(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let steps = json!({ "max_steps": 300 });
     let frozen = start(&platform, volume.path());
-    let signal = |name: &str| Command::new("kill").args([name, &frozen.id().to_string()]).status().unwrap();
     let id = platform.submit(job("j", steps.clone()));
     platform.until_count(Route::Progress, 2, PATIENCE).await.unwrap();
-    signal("-STOP");
+    frozen.signal("-STOP").unwrap();
     let mut other = worker(&platform, volume.path());
-    let other = other.envs(platform.environment_of("other", Urls::Full)).spawn().unwrap();
+    let other = Running::start(other.envs(platform.environment_of("other", Urls::Full))).unwrap();
     // The platform gives it out again, and the other worker waits until the first one's silence is long enough.
     let view = platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
     assert_eq!((view.worker.as_deref(), view.deliveries, view.results.len()), (Some("other"), 2, 1));
     let done = adapter(volume.path(), "j");
-    signal("-CONT");
+    frozen.signal("-CONT").unwrap();
     let next = platform.submit(job("next", json!({ "max_steps": 3 })));
     platform.until_status(&next, Status::Completed, PATIENCE).await.unwrap();
-    assert!(terminate(other).success() && terminate(frozen).success());
+    assert!(other.terminate().unwrap().success() && frozen.terminate().unwrap().success());
     assert_eq!((platform.job(&id).unwrap().results.len(), adapter(volume.path(), "j") == done), (1, true));
 
     let worker = start(&platform, unbroken.path());
     let id = platform.submit(job("j", steps));
     platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
-    kill(worker);
+    worker.kill_now().unwrap();
     assert!(adapter(unbroken.path(), "j") == done);
 }
 
 #[tokio::test]
 async fn on_the_platform_every_line_is_json_with_the_jobs_name() {
     let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
-    let worker = worker(&platform, volume.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut command = worker(&platform, volume.path());
+    let mut worker = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).unwrap();
     let id = platform.submit(job("j", json!({ "max_steps": 2 })));
     platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
-    Command::new("kill").arg(worker.id().to_string()).status().unwrap();
-    let output = worker.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
-    let text = String::from_utf8(output.stdout).unwrap();
+    worker.signal("-TERM").unwrap();
+    let (text, error) = worker.said().unwrap();
+    assert_eq!(error, "");
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |request: Value| {
         let said = lines.iter().filter(|line| line["requestId"] == request);
@@ -215,7 +205,7 @@ async fn on_the_platform_every_line_is_json_with_the_jobs_name() {
 #[tokio::test]
 async fn a_worker_that_is_to_be_fresh_for_every_job_goes_after_one() {
     let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
-    let mut worker = worker(&platform, volume.path()).env("BRIGHTRUN_REFRESH_WORKER", "true").spawn().unwrap();
+    let mut worker = Running::start(worker(&platform, volume.path()).env("BRIGHTRUN_REFRESH_WORKER", "true")).unwrap();
     let ids = ["a", "b"].map(|name| platform.submit(job(name, json!({ "max_steps": 3 }))));
     let view = platform.until_status(&ids[0], Status::Completed, PATIENCE).await.unwrap();
     assert!(view.stop_pod && worker.wait().unwrap().success());
@@ -225,14 +215,14 @@ async fn a_worker_that_is_to_be_fresh_for_every_job_goes_after_one() {
 #[tokio::test]
 async fn the_last_numbers_of_a_short_job_are_held() {
     let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
-    let worker = worker(&platform, volume.path()).env("BRIGHTRUN_HOLD_SECONDS", "3").spawn().unwrap();
+    let worker = Running::start(worker(&platform, volume.path()).env("BRIGHTRUN_HOLD_SECONDS", "3")).unwrap();
     let id = platform.submit(job("j", json!({ "max_steps": 2 })));
     platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
     let last = platform.seen_on(Route::Progress).pop().unwrap();
     let done = platform.seen_on(Route::Done).pop().unwrap();
     assert!(done.at - last.at >= Duration::from_secs(2), "{:?}", done.at - last.at);
     assert!(last.json().unwrap()["output"]["metrics"]["training_loss"].is_f64());
-    assert!(terminate(worker).success());
+    assert!(worker.terminate().unwrap().success());
 }
 
 #[tokio::test]
@@ -242,13 +232,13 @@ async fn whoever_reads_its_lines_cannot_stop_it() {
     for closed in [false, true] {
         let mut command = worker(&platform, volume.path());
         command.env("RUST_LOG", "trace").stdout(Stdio::piped());
-        let mut worker = command.spawn().unwrap();
+        let mut worker = Running::start(&mut command).unwrap();
         let reader = worker.stdout.take();
         let _kept = (!closed).then_some(reader);
         let name = format!("closed-{closed}");
         let id = platform.submit(job(&name, json!({ "max_steps": 40 })));
         platform.until_status(&id, Status::Completed, PATIENCE).await.unwrap();
-        assert!(terminate(worker).success());
+        assert!(worker.terminate().unwrap().success());
     }
 }
 

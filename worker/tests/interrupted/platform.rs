@@ -4,13 +4,14 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
 use brightrun_tests::{
+    child::Running,
     faults::{FaultServer, Reply},
     platform::{Extent, Fault, Options, Platform, Route, Status, Urls, answer_problems, order_problems},
 };
@@ -52,6 +53,10 @@ impl Scene {
         let platform = Platform::start_with(options).unwrap();
         let server = runtime.block_on(FaultServer::start()).unwrap();
         Self { runtime, platform, volume: tempfile::tempdir().unwrap(), server }
+    }
+
+    fn start(&self) -> Running {
+        Running::start(&mut self.worker()).unwrap()
     }
 
     fn worker(&self) -> Command {
@@ -104,21 +109,16 @@ fn dataset() -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-fn kill(mut worker: Child) {
-    worker.kill().unwrap();
-    worker.wait().unwrap();
-}
-
 /// The calls of a whole job that change what is on the volume, and the adapter.
 fn unbroken() -> (Vec<Call>, Vec<u8>) {
     let (scene, outside) = (Scene::new(), tempfile::tempdir().unwrap());
     let log = outside.path().join("log");
     let mut command = scene.worker();
     shim::under(&mut command, scene.volume.path());
-    let worker = command.env("SHIM_LOG", &log).spawn().unwrap();
+    let worker = Running::start(command.env("SHIM_LOG", &log)).unwrap();
     let job = scene.submit(Reply::file(dataset()), Reply::status(200));
     scene.ends(&job);
-    kill(worker);
+    worker.kill_now().unwrap();
     // Beats of the lease come when they come, and what is looked at before any job is none of it.
     let mut calls = Call::all(&fs::read_to_string(log).unwrap());
     calls.retain(|call| !call.line.contains("lease-") && !call.line.contains("probe"));
@@ -129,13 +129,13 @@ fn killed_before(call: &Call, whole: &[u8]) {
     let scene = Scene::new();
     let mut command = scene.worker();
     shim::at(&mut command, scene.volume.path(), call, Action::Kill);
-    let mut worker = command.spawn().unwrap();
+    let mut worker = Running::start(&mut command).unwrap();
     let job = scene.submit(Reply::file(dataset()), Reply::status(200));
     assert_eq!(worker.wait().unwrap().code(), None, "not killed before {call}");
-    let worker = scene.worker().spawn().unwrap();
+    let worker = scene.start();
     scene.ends(&job);
     assert!(scene.adapter() == whole, "killed before {call}: another adapter");
-    kill(worker);
+    worker.kill_now().unwrap();
 }
 
 #[test]
@@ -165,16 +165,16 @@ fn killed_while_it_fetches_or_delivers_a_job_loses_nothing_either() {
     ];
     for (path, data, upload) in stages {
         let scene = Scene::new();
-        let worker = scene.worker().spawn().unwrap();
+        let worker = scene.start();
         let job = scene.submit(data, upload);
         scene.until_asked(path);
-        kill(worker);
+        worker.kill_now().unwrap();
         scene.server.on("/data.jsonl", [Reply::file(dataset())]);
         scene.server.on("/adapter", [Reply::status(200)]);
-        let worker = scene.worker().spawn().unwrap();
+        let worker = scene.start();
         scene.ends(&job);
         assert!(scene.adapter() == whole, "killed at {path}: another adapter");
-        kill(worker);
+        worker.kill_now().unwrap();
     }
 }
 
@@ -182,18 +182,18 @@ fn killed_while_it_fetches_or_delivers_a_job_loses_nothing_either() {
 fn a_result_is_kept_and_said_until_the_platform_takes_it() {
     let scene = Scene::new();
     scene.platform.fault(Route::Done, Fault::status(503), Extent::UntilMended);
-    let worker = scene.worker().spawn().unwrap();
+    let worker = scene.start();
     let job = scene.submit(Reply::file(dataset()), Reply::status(200));
     let wait = scene.platform.until_count(Route::Done, 2, PATIENCE);
     scene.runtime.block_on(wait).unwrap();
     // Whoever comes after it finds what is done, and trains nothing.
-    kill(worker);
+    worker.kill_now().unwrap();
     let log = |volume: &Path| fs::read_to_string(volume.join("brightrun/jobs/j/metrics.jsonl")).unwrap();
     let before = log(scene.volume.path());
-    let worker = scene.worker().spawn().unwrap();
+    let worker = scene.start();
     scene.runtime.block_on(scene.platform.until_count(Route::Done, 3, PATIENCE)).unwrap();
     scene.platform.mend(Route::Done);
     scene.ends(&job);
     assert_eq!(log(scene.volume.path()), before);
-    kill(worker);
+    worker.kill_now().unwrap();
 }

@@ -18,8 +18,12 @@ mod progress;
 mod redacted;
 mod resume;
 pub mod runpod;
+mod serve;
+pub mod service;
+mod setup;
 mod signals;
 pub mod storage;
+mod test_input;
 mod this_machine;
 mod train;
 mod validate;
@@ -35,6 +39,7 @@ use std::{
 use brightrun_trainer::allocator;
 use clap::{Parser, Subcommand};
 use indicatif::MultiProgress;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use progress::LogWriter;
@@ -67,6 +72,8 @@ enum Command {
     Merge(merge::Options),
     /// Takes jobs from RunPod's queue until it is told to go; what a container runs.
     Worker(worker::Options),
+    /// Takes the same jobs over HTTP on this machine, as an endpoint of RunPod's does.
+    Serve(serve::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters {
         /// Prints their JSON schema instead.
@@ -83,7 +90,12 @@ pub fn run() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let terminal = MultiProgress::new();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let level = match &arguments.command {
+        Command::Worker(options) => options.log_level(),
+        _ => None,
+    };
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(level.unwrap_or(LevelFilter::INFO).to_string()));
     let writer = LogWriter::new(terminal.clone());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -113,6 +125,15 @@ pub fn run() -> ExitCode {
                 eprintln!("The worker cannot work: {why}");
                 ExitCode::FAILURE
             }
+            worker::Outcome::Tested(tested) => tested.finish(),
+        },
+        Command::Serve(options) => match serve::serve(&options) {
+            serve::Outcome::Gone => ExitCode::SUCCESS,
+            serve::Outcome::Broken(why) => {
+                eprintln!("The server cannot serve: {why}");
+                ExitCode::FAILURE
+            }
+            serve::Outcome::Tested(tested) => tested.finish(),
         },
         Command::Estimate(options) => {
             let answer = estimate::estimate(&options, terminal);

@@ -2,13 +2,10 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +17,7 @@ use super::{
 };
 use crate::{
     net::Backoff,
-    work::{Answer, Ended, Job, Show, Work},
+    work::{self, Answer, Ended, Job, Show, Work},
 };
 
 /// An answer without jobs that comes sooner is no long poll, and is not asked for again at once.
@@ -120,7 +117,7 @@ impl<W: Work> Serving<W> {
         let showing = answering.clone();
         let show = Show::new(move |output| showing.progress(output));
         let work = self.work.carry_out(job, show, stop.clone(), leave.clone());
-        let ended = Guarded(Box::pin(work)).await.unwrap_or_else(|| Ended::Answered(self.fault()));
+        let ended = work::guarded(work).await.unwrap_or_else(|| Ended::Answered(self.fault()));
         self.running().remove(&id);
         let ended = if stop.is_cancelled() { Ended::Stopped } else { ended };
         match ended {
@@ -154,16 +151,7 @@ impl<W: Work> Serving<W> {
     /// The answer to a job that brought this program down.
     fn fault(&self) -> Answer {
         let endpoints = self.client.endpoints();
-        let report = json!({
-            "error_type": "panic",
-            "error_message": "The worker has a fault, and the job ended with it. Send it again; if it ends so again, tell the operator.",
-            "error_traceback": "",
-            "hostname": endpoints.hostname,
-            "worker_id": endpoints.worker,
-            "runpod_version": env!("CARGO_PKG_VERSION"),
-        });
-        // Nobody knows what it has left behind.
-        Answer { error: Some(report.to_string()), refresh: true, output: None }
+        Answer::fault(&endpoints.hostname, &endpoints.worker)
     }
 
     /// Stops what the platform wants stopped, until `over`.
@@ -203,18 +191,4 @@ impl<W: Work> Serving<W> {
 async fn after(leave: &CancellationToken, time: Duration) {
     leave.cancelled().await;
     sleep(time).await;
-}
-
-/// A future whose panic is its end; nothing comes out of it then.
-struct Guarded<F>(std::pin::Pin<Box<F>>);
-
-impl<F: Future> Future for Guarded<F> {
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        match std::panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => std::task::Poll::Ready(None),
-        }
-    }
 }

@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     net::IpAddr,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -145,6 +146,9 @@ pub(crate) fn training(
     variable: impl Fn(&str) -> Option<String>,
 ) -> anyhow::Result<life::Settings> {
     let data = std::path::absolute(data)?;
+    // Datasets are nobody else's.
+    let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&data);
+    created.with_context(|| format!("cannot create {}", data.display()))?;
     let (jobs, cache) = (data.join("jobs"), data.join("cache"));
     for folder in [&jobs, &cache] {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;

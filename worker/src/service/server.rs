@@ -84,6 +84,7 @@ impl<W: Work> Service<W> {
             () = self.running.expire() => {}
         }
         over.cancel();
+        self.handlers.webhooks.stop();
         // What it says of its end is of no use.
         let _ = answering.await;
         Ok(())

@@ -31,6 +31,7 @@ pub(super) struct Webhooks {
     dialer: Dialer,
     pauses: Vec<Duration>,
     places: Semaphore,
+    over: CancellationToken,
 }
 
 // === impl Webhooks ===
@@ -41,19 +42,27 @@ impl Webhooks {
         let tls = net::tls(&network)?;
         let dialer = Dialer { network, tls, connect: CONNECT, headers: ATTEMPT };
         let pauses = settings.limits.webhook_pauses.clone();
-        Ok(Self { queue, dialer, pauses, places: Semaphore::new(AT_ONCE) })
+        Ok(Self { queue, dialer, pauses, places: Semaphore::new(AT_ONCE), over: CancellationToken::new() })
     }
 
     /// Tells that of a job, on the side.
     pub(super) fn tell(self: &Arc<Self>, id: String) {
         let webhooks = self.clone();
         tokio::spawn(async move {
-            // It is never closed.
-            let _one_of_few = webhooks.places.acquire().await;
-            if let Err(error) = webhooks.told(&id).await {
-                tracing::warn!("job {id}: its webhook cannot be told: {error}");
-            }
+            let telling = async {
+                // It is never closed.
+                let _one_of_few = webhooks.places.acquire().await;
+                if let Err(error) = webhooks.told(&id).await {
+                    tracing::warn!("job {id}: its webhook cannot be told: {error}");
+                }
+            };
+            webhooks.over.run_until_cancelled(telling).await;
         });
+    }
+
+    /// Tells nothing more.
+    pub(super) fn stop(&self) {
+        self.over.cancel();
     }
 
     async fn told(self: &Arc<Self>, id: &str) -> Result<(), StoreError> {

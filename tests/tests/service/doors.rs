@@ -7,6 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Bench, Obedient, key, settings};
 
+/// Method, path, headers, and the status of the answer.
+type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], u16);
+
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,7 +39,7 @@ async fn with_a_key_only_who_has_it_may_ask() {
 async fn without_a_key_pages_of_others_cannot_ask() {
     let (bench, _folder) = Bench::start().await;
     let run = r#"{"input": {}}"#;
-    let cases: [(&str, &str, &[(&str, &str)], u16); 7] = [
+    let cases: [Case; 7] = [
         ("POST", "/run", &[JSON, ("host", "evil.example:8000")], 403),
         ("GET", "/health", &[("host", "evil.example")], 403),
         ("POST", "/run", &[JSON, ("origin", "https://evil.example")], 403),

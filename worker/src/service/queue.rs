@@ -21,8 +21,10 @@ use crate::{redacted::Redacted, work::Job};
 
 /// Jobs under which the program ended so often are not begun again: it is probably their doing.
 const MOST_BROKEN: u32 = 10;
-/// Jobs that are over and whose stream is kept, for whoever comes late.
-const MOST_STREAMS: usize = 16;
+/// Jobs that ended last: their streams and results are in memory, for whoever comes late.
+const MOST_LATE: usize = 16;
+/// Larger results are read from the disk.
+const MAX_LATE_BYTES: usize = 256 << 10;
 
 /// Why something is not done.
 #[derive(Debug, Error)]
@@ -75,8 +77,8 @@ struct Live {
     /// Jobs that wait, by their places.
     waiting: BTreeMap<i64, String>,
     waiting_bytes: i64,
-    /// Jobs that are over and still have a stream.
-    streams: VecDeque<String>,
+    /// Jobs that ended last.
+    late: VecDeque<String>,
 }
 
 // === impl Queue ===
@@ -192,9 +194,12 @@ impl Queue {
         facts.ended = Some(now());
         let to_tell = store.end(id, &facts, &end.answer)?;
         stop.cancel();
-        self.live().change(id, facts);
-        self.forget_streams(id);
-        let surplus = self.live().surplus(&self.limits, now());
+        let surplus = {
+            let mut live = self.live();
+            live.change(id, facts);
+            live.note_end(id, &end.answer);
+            live.surplus(&self.limits, now())
+        };
         if let Err(error) = self.remove(&mut store, &surplus) {
             tracing::warn!("old jobs are not forgotten: {error}");
         }
@@ -304,24 +309,23 @@ impl Queue {
             return Ok(told);
         }
         let answer = self.store().answered(id)?;
-        let Some(mut told) = self.brief(id) else { return Ok(None) };
-        told.extend(answer.output.map(|output| ("output".to_owned(), output)));
-        told.extend(answer.error.map(|error| ("error".to_owned(), json!(error))));
-        Ok(Some(Value::Object(told)))
+        Ok(self.brief(id).map(|told| whole(told, answer)))
     }
 
-    /// The same, as far as that needs no disk: a job that is not over (or not there).
+    /// The same, as far as that needs no disk: a job that is not over, ended a moment ago, or is not there.
     pub(super) fn told_from_memory(&self, id: &str) -> Option<Option<Value>> {
         let live = self.live();
         let Some(record) = live.jobs.get(id) else { return Some(None) };
+        let told = record.facts.told(id, &self.worker);
         if record.facts.status.is_over() {
-            return None;
+            let answer = record.answer.clone()?;
+            drop(live);
+            return Some(Some(whole(told, answer)));
         }
         let latest = record.latest.clone();
-        let mut told = record.facts.told(id, &self.worker);
         drop(live);
-        told.extend(latest.map(|output| ("output".to_owned(), (*output).clone())));
-        Some(Some(Value::Object(told)))
+        let output = latest.map(|output| (*output).clone());
+        Some(Some(whole(told, Answered { output, error: None })))
     }
 
     /// The same without output and error.
@@ -383,18 +387,6 @@ impl Queue {
         self.store().webhook_is_done(id)
     }
 
-    fn forget_streams(&self, ended: &str) {
-        let mut live = self.live();
-        live.streams.retain(|id| id != ended);
-        live.streams.push_back(ended.to_owned());
-        while live.streams.len() > MOST_STREAMS {
-            let oldest = live.streams.pop_front();
-            if let Some(record) = oldest.and_then(|id| live.jobs.get_mut(&id)) {
-                record.stream.drain();
-            }
-        }
-    }
-
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -402,6 +394,12 @@ impl Queue {
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn whole(mut told: Map<String, Value>, answer: Answered) -> Value {
+    told.extend(answer.output.map(|output| ("output".to_owned(), output)));
+    told.extend(answer.error.map(|error| ("error".to_owned(), json!(error))));
+    Value::Object(told)
 }
 
 // === impl Live ===
@@ -428,6 +426,23 @@ impl Live {
         record.changed.send_replace(());
         self.dequeue(&before);
         self.enqueue(id, &facts);
+    }
+
+    /// A job is over; what only those have that ended last is taken from another one.
+    fn note_end(&mut self, id: &str, answer: &Answered) {
+        let bytes = answer.output.as_ref().map_or(0, |output| output.to_string().len());
+        if let Some(record) = self.jobs.get_mut(id).filter(|_| bytes <= MAX_LATE_BYTES) {
+            record.answer = Some(answer.clone());
+        }
+        self.late.retain(|late| late != id);
+        self.late.push_back(id.to_owned());
+        while self.late.len() > MOST_LATE {
+            let oldest = self.late.pop_front();
+            if let Some(record) = oldest.and_then(|id| self.jobs.get_mut(&id)) {
+                record.stream.drain();
+                record.answer = None;
+            }
+        }
     }
 
     /// A job that is not over.
@@ -469,5 +484,62 @@ impl Live {
         let count = over.len().min(limits.history);
         let (kept, surplus) = over.split_at(count);
         kept.iter().filter(old).chain(surplus).map(|(_, id)| (*id).clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(folder: &std::path::Path) -> Queue {
+        let store = Store::open(folder).unwrap();
+        Queue::open(store, Limits::default(), None, "w".into()).unwrap()
+    }
+
+    fn submitted(queue: &Queue, input: &Value) -> String {
+        let body = json!({ "input": input }).to_string();
+        let job = Submission::read(body.as_bytes(), false, false).unwrap();
+        queue.submit(&job).unwrap();
+        job.id
+    }
+
+    fn ended(queue: &Queue, output: Value) -> String {
+        let id = submitted(queue, &json!({}));
+        assert_eq!(queue.begin().unwrap().unwrap().job.id, id);
+        queue.show(&id, json!("shown"));
+        let answer = Answered { output: Some(output), error: None };
+        queue.end(&id, &End { status: Status::Completed, answer }).unwrap();
+        id
+    }
+
+    #[test]
+    fn what_ended_last_is_in_memory_and_the_rest_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path());
+        let ids: Vec<String> = (0..=MOST_LATE).map(|number| ended(&queue, json!(number))).collect();
+        assert!(queue.told_from_memory(&ids[0]).is_none() && queue.told_from_memory(&ids[1]).is_some());
+        for (number, id) in ids.iter().enumerate() {
+            assert_eq!(queue.told(id).unwrap().unwrap()["output"], json!(number));
+        }
+        assert_eq!(queue.drain(&ids[0]).unwrap().1.len(), 0);
+        assert_eq!(queue.drain(&ids[1]).unwrap().1, [json!({ "output": "shown" })]);
+        let large = ended(&queue, json!("x".repeat(MAX_LATE_BYTES + 1)));
+        assert!(queue.told_from_memory(&large).is_none());
+        assert!(queue.told("none").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_full_disk_refuses_what_is_new_and_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path());
+        let first = submitted(&queue, &json!({ "x": 1 }));
+        queue.store().fill_up();
+        let job =
+            Submission::read(&json!({ "input": "x".repeat(1 << 20) }).to_string().into_bytes(), false, false).unwrap();
+        let refused = queue.submit(&job).unwrap_err();
+        assert!(matches!(refused, Refusal::Store(_)) && refused.to_string().contains("room"), "{refused}");
+        assert!(queue.told(&job.id).unwrap().is_none());
+        assert_eq!(queue.begin().unwrap().unwrap().job.id, first);
+        assert!(queue.begin().unwrap().is_none());
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::stream::Stream;
+use super::{store::Answered, stream::Stream};
 
 /// Where a job is, in RunPod's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +59,8 @@ pub(super) struct Record {
     /// How far it is.
     pub(super) latest: Option<Arc<Value>>,
     pub(super) stream: Stream,
+    /// What came out of it, where that was a moment ago and is not large.
+    pub(super) answer: Option<Answered>,
     /// Ends the work on it.
     pub(super) stop: CancellationToken,
     /// Whoever waits for something new about it.
@@ -160,7 +162,7 @@ fn clamped(time: i64, shortest: i64) -> i64 {
 impl Record {
     pub(super) fn new(facts: Facts) -> Self {
         let (changed, _) = watch::channel(());
-        Self { facts, latest: None, stream: Stream::default(), stop: CancellationToken::new(), changed }
+        Self { facts, latest: None, stream: Stream::default(), answer: None, stop: CancellationToken::new(), changed }
     }
 }
 

@@ -256,6 +256,13 @@ impl Store {
         Ok(())
     }
 
+    /// From now on the file cannot grow, as on a full disk.
+    #[cfg(test)]
+    pub(super) fn fill_up(&self) {
+        let pages: i64 = self.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        self.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
+    }
+
     /// What was overwritten goes from the log as well. Somebody who reads the file can prevent it; the next one does it then.
     fn sweep(&self) {
         if let Err(error) = self.connection.pragma_update(None, "wal_checkpoint", "truncate") {

@@ -78,6 +78,7 @@ async fn whoever_is_told_to_go_leaves_its_job_in_the_queue_and_first() {
     bench.goes().await;
     let again = Bench::at(settings(folder.path())).await;
     again.until(&running, "IN_PROGRESS").await;
+    assert_eq!(again.status(&waiting).await["status"], "IN_QUEUE");
     again.until(&waiting, "COMPLETED").await;
     // It ended in order, so this is no retry.
     assert!(again.status(&running).await.get("retries").is_none());

@@ -1,13 +1,15 @@
 //! The same jobs over HTTP on one machine: a superset of the API of RunPod's endpoints and of its SDK's local server.
 //!
 //! [`Service`] is a queue, one job at a time at some [`Work`](crate::work::Work), and a server. `store` keeps queue and
-//! history on disk, `queue` is what they are now, `running` takes jobs out of it, `webhook` tells of their ends; `routes` is the
-//! table of addresses, out of which `handlers` answer and `openapi` describes; `key` and `browsers` say who may ask.
+//! history on disk, `live` has them in memory, `queue` changes both, `running` takes jobs out of it, `webhook` tells of their
+//! ends; `routes` is the table of addresses, out of which `handlers` answer and `openapi` describes; `key` and `browsers` say
+//! who may ask.
 
 mod answers;
 mod browsers;
 mod handlers;
 mod key;
+mod live;
 mod metrics;
 mod openapi;
 mod queue;

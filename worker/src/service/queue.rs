@@ -1,18 +1,20 @@
 //! Queue and history as they are now: in memory, so that asking is cheap, and on disk, so that nothing is lost.
 
+mod views;
+
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use thiserror::Error;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    record::{Facts, Record, STATUSES, Status, now},
+    live::Live,
+    record::{Facts, Status, now},
     settings::Limits,
     store::{Answered, Store, StoreError, Told},
     submission::Submission,
@@ -21,10 +23,6 @@ use crate::{redacted::Redacted, work::Job};
 
 /// Jobs under which the program ended so often are not begun again: it is probably their doing.
 const MOST_BROKEN: u32 = 10;
-/// Jobs that ended last: their streams and results are in memory, for whoever comes late.
-const MOST_LATE: usize = 16;
-/// Larger results are read from the disk.
-const MAX_LATE_BYTES: usize = 256 << 10;
 
 /// Why something is not done.
 #[derive(Debug, Error)]
@@ -71,16 +69,6 @@ pub(super) struct Queue {
     worker: String,
 }
 
-#[derive(Debug, Default)]
-struct Live {
-    jobs: HashMap<String, Record>,
-    /// Jobs that wait, by their places.
-    waiting: BTreeMap<i64, String>,
-    waiting_bytes: i64,
-    /// Jobs that ended last.
-    late: VecDeque<String>,
-}
-
 // === impl Queue ===
 
 impl Queue {
@@ -93,7 +81,6 @@ impl Queue {
     ) -> Result<Self, StoreError> {
         let mut live = Live::default();
         let all = store.all()?;
-        // The lowest place begins; what comes before it goes down from there.
         for (id, mut facts) in all {
             if facts.status == Status::InProgress {
                 facts.status = Status::InQueue;
@@ -206,13 +193,12 @@ impl Queue {
         Ok(Some(to_tell))
     }
 
-    /// A job that is under way waits again, before all others.
+    /// A job that is under way waits again, before all others: its place is still the lowest.
     pub(super) fn put_back(&self, id: &str) -> Result<(), StoreError> {
         let mut store = self.store();
         let Some((mut facts, _)) = self.live().open(id) else { return Ok(()) };
         facts.status = Status::InQueue;
         facts.started = None;
-        facts.place = self.live().waiting.keys().next().map_or(facts.place, |first| facts.place.min(first - 1));
         store.move_on(id, &facts)?;
         self.live().change(id, facts);
         self.news.notify_one();
@@ -303,76 +289,6 @@ impl Queue {
         record.changed.send_replace(());
     }
 
-    /// A job as `/status` tells it.
-    pub(super) fn told(&self, id: &str) -> Result<Option<Value>, StoreError> {
-        if let Some(told) = self.told_from_memory(id) {
-            return Ok(told);
-        }
-        let answer = self.store().answered(id)?;
-        Ok(self.brief(id).map(|told| whole(told, answer)))
-    }
-
-    /// The same, as far as that needs no disk: a job that is not over, ended a moment ago, or is not there.
-    pub(super) fn told_from_memory(&self, id: &str) -> Option<Option<Value>> {
-        let live = self.live();
-        let Some(record) = live.jobs.get(id) else { return Some(None) };
-        let told = record.facts.told(id, &self.worker);
-        if record.facts.status.is_over() {
-            let answer = record.answer.clone()?;
-            drop(live);
-            return Some(Some(whole(told, answer)));
-        }
-        let latest = record.latest.clone();
-        drop(live);
-        let output = latest.map(|output| (*output).clone());
-        Some(Some(whole(told, Answered { output, error: None })))
-    }
-
-    /// The same without output and error.
-    pub(super) fn brief(&self, id: &str) -> Option<Map<String, Value>> {
-        Some(self.live().jobs.get(id)?.facts.told(id, &self.worker))
-    }
-
-    /// What a job has shown since the last time somebody asked, with its status.
-    pub(super) fn drain(&self, id: &str) -> Option<(Status, Vec<Value>)> {
-        let mut live = self.live();
-        let record = live.jobs.get_mut(id)?;
-        Some((record.facts.status, record.stream.drain()))
-    }
-
-    /// Whether a job is over or gone, and whether it has something to stream.
-    pub(super) fn state(&self, id: &str) -> (bool, bool) {
-        let live = self.live();
-        live.jobs.get(id).map_or((true, false), |job| (job.facts.status.is_over(), !job.stream.is_empty()))
-    }
-
-    /// Hears of everything new about a job.
-    pub(super) fn listen(&self, id: &str) -> Option<watch::Receiver<()>> {
-        Some(self.live().jobs.get(id)?.changed.subscribe())
-    }
-
-    /// All jobs, the newest first, without their outputs.
-    pub(super) fn list(&self) -> Vec<Value> {
-        let live = self.live();
-        let mut all: Vec<_> = live.jobs.iter().collect();
-        all.sort_by_key(|(_, job)| (std::cmp::Reverse(job.facts.submitted), job.facts.place));
-        all.into_iter().map(|(id, job)| Value::Object(job.facts.told(id, &self.worker))).collect()
-    }
-
-    /// How many jobs there are of each kind, and how many were retried.
-    pub(super) fn counts(&self) -> ([(Status, usize); 5], usize) {
-        let live = self.live();
-        let of = |status| live.jobs.values().filter(|job| job.facts.status == status).count();
-        let retried = live.jobs.values().filter(|job| job.facts.retries > 0).count();
-        (STATUSES.map(|status| (status, of(status))), retried)
-    }
-
-    /// What the job that is under way shows.
-    pub(super) fn latest(&self) -> Option<Arc<Value>> {
-        let live = self.live();
-        live.jobs.values().find(|job| job.facts.status == Status::InProgress)?.latest.clone()
-    }
-
     /// Jobs whose webhooks are still to be told.
     pub(super) fn to_tell(&self) -> Result<Vec<String>, StoreError> {
         self.store().to_tell()
@@ -396,150 +312,5 @@ impl Queue {
     }
 }
 
-fn whole(mut told: Map<String, Value>, answer: Answered) -> Value {
-    told.extend(answer.output.map(|output| ("output".to_owned(), output)));
-    told.extend(answer.error.map(|error| ("error".to_owned(), json!(error))));
-    Value::Object(told)
-}
-
-// === impl Live ===
-
-impl Live {
-    fn add(&mut self, id: String, facts: Facts) {
-        self.enqueue(&id, &facts);
-        self.jobs.insert(id, Record::new(facts));
-    }
-
-    fn remove(&mut self, id: &str) -> Option<Record> {
-        let record = self.jobs.remove(id)?;
-        self.dequeue(&record.facts);
-        Some(record)
-    }
-
-    /// What has become of a job; whoever waits hears of it.
-    fn change(&mut self, id: &str, facts: Facts) {
-        let Some(record) = self.jobs.get_mut(id) else { return };
-        let before = std::mem::replace(&mut record.facts, facts.clone());
-        if facts.status != Status::InProgress {
-            record.latest = None;
-        }
-        record.changed.send_replace(());
-        self.dequeue(&before);
-        self.enqueue(id, &facts);
-    }
-
-    /// A job is over; what only those have that ended last is taken from another one.
-    fn note_end(&mut self, id: &str, answer: &Answered) {
-        let bytes = answer.output.as_ref().map_or(0, |output| output.to_string().len());
-        if let Some(record) = self.jobs.get_mut(id).filter(|_| bytes <= MAX_LATE_BYTES) {
-            record.answer = Some(answer.clone());
-        }
-        self.late.retain(|late| late != id);
-        self.late.push_back(id.to_owned());
-        while self.late.len() > MOST_LATE {
-            let oldest = self.late.pop_front();
-            if let Some(record) = oldest.and_then(|id| self.jobs.get_mut(&id)) {
-                record.stream.drain();
-                record.answer = None;
-            }
-        }
-    }
-
-    /// A job that is not over.
-    fn open(&self, id: &str) -> Option<(Facts, CancellationToken)> {
-        let record = self.jobs.get(id).filter(|record| !record.facts.status.is_over())?;
-        Some((record.facts.clone(), record.stop.clone()))
-    }
-
-    fn enqueue(&mut self, id: &str, facts: &Facts) {
-        if facts.status == Status::InQueue {
-            self.waiting.insert(facts.place, id.to_owned());
-            self.waiting_bytes += facts.bytes;
-        }
-    }
-
-    fn dequeue(&mut self, facts: &Facts) {
-        if facts.status == Status::InQueue && self.waiting.remove(&facts.place).is_some() {
-            self.waiting_bytes -= facts.bytes;
-        }
-    }
-
-    /// Jobs that are not over and whose life is.
-    fn expired(&self, now: i64) -> Vec<String> {
-        let expired = |job: &Record| !job.facts.status.is_over() && job.facts.expires().is_some_and(|end| end <= now);
-        self.jobs.iter().filter(|(_, job)| expired(job)).map(|(id, _)| id.clone()).collect()
-    }
-
-    /// Jobs that are over and not to be remembered any longer.
-    fn surplus(&self, limits: &Limits, now: i64) -> Vec<String> {
-        let keep = i64::try_from(limits.keep.as_millis()).unwrap_or(i64::MAX);
-        let mut over: Vec<(i64, &String)> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| job.facts.status.is_over())
-            .map(|(id, job)| (job.facts.ended.unwrap_or_default(), id))
-            .collect();
-        over.sort_by(|one, other| other.cmp(one));
-        let old = |(ended, _): &&(i64, &String)| now.saturating_sub(*ended) > keep;
-        let count = over.len().min(limits.history);
-        let (kept, surplus) = over.split_at(count);
-        kept.iter().filter(old).chain(surplus).map(|(_, id)| (*id).clone()).collect()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn queue(folder: &std::path::Path) -> Queue {
-        let store = Store::open(folder).unwrap();
-        Queue::open(store, Limits::default(), None, "w".into()).unwrap()
-    }
-
-    fn submitted(queue: &Queue, input: &Value) -> String {
-        let body = json!({ "input": input }).to_string();
-        let job = Submission::read(body.as_bytes(), false, false).unwrap();
-        queue.submit(&job).unwrap();
-        job.id
-    }
-
-    fn ended(queue: &Queue, output: Value) -> String {
-        let id = submitted(queue, &json!({}));
-        assert_eq!(queue.begin().unwrap().unwrap().job.id, id);
-        queue.show(&id, json!("shown"));
-        let answer = Answered { output: Some(output), error: None };
-        queue.end(&id, &End { status: Status::Completed, answer }).unwrap();
-        id
-    }
-
-    #[test]
-    fn what_ended_last_is_in_memory_and_the_rest_on_disk() {
-        let folder = tempfile::tempdir().unwrap();
-        let queue = queue(folder.path());
-        let ids: Vec<String> = (0..=MOST_LATE).map(|number| ended(&queue, json!(number))).collect();
-        assert!(queue.told_from_memory(&ids[0]).is_none() && queue.told_from_memory(&ids[1]).is_some());
-        for (number, id) in ids.iter().enumerate() {
-            assert_eq!(queue.told(id).unwrap().unwrap()["output"], json!(number));
-        }
-        assert_eq!(queue.drain(&ids[0]).unwrap().1.len(), 0);
-        assert_eq!(queue.drain(&ids[1]).unwrap().1, [json!({ "output": "shown" })]);
-        let large = ended(&queue, json!("x".repeat(MAX_LATE_BYTES + 1)));
-        assert!(queue.told_from_memory(&large).is_none());
-        assert!(queue.told("none").unwrap().is_none());
-    }
-
-    #[test]
-    fn a_full_disk_refuses_what_is_new_and_loses_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let queue = queue(folder.path());
-        let first = submitted(&queue, &json!({ "x": 1 }));
-        queue.store().fill_up();
-        let job =
-            Submission::read(&json!({ "input": "x".repeat(1 << 20) }).to_string().into_bytes(), false, false).unwrap();
-        let refused = queue.submit(&job).unwrap_err();
-        assert!(matches!(refused, Refusal::Store(_)) && refused.to_string().contains("room"), "{refused}");
-        assert!(queue.told(&job.id).unwrap().is_none());
-        assert_eq!(queue.begin().unwrap().unwrap().job.id, first);
-        assert!(queue.begin().unwrap().is_none());
-    }
-}
+mod tests;

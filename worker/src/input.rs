@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What a person at the command line allows beside files and `https://` links to public addresses.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Fetching")]
 pub(crate) struct FetchOptions {
     /// Largest dataset that is fetched, also once it is decompressed.

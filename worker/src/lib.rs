@@ -21,9 +21,12 @@ mod progress;
 mod redacted;
 mod resume;
 pub mod runpod;
+mod serve;
+pub mod service;
 mod signals;
 pub mod storage;
 pub mod telling;
+mod test_input;
 mod this_machine;
 mod train;
 mod validate;
@@ -64,6 +67,8 @@ enum Command {
     Merge(merge::Options),
     /// Takes jobs from RunPod's queue until it is told to go; what a container runs.
     Worker(worker::Options),
+    /// Takes the same jobs over HTTP on this machine, as an endpoint of RunPod's does.
+    Serve(serve::Options),
     /// Prints the table of a job's parameters in Markdown.
     Parameters {
         /// Prints their JSON schema instead.
@@ -73,9 +78,13 @@ enum Command {
 }
 
 impl Command {
-    /// It runs on its own, and others watch it by what it says.
-    fn is_service(&self) -> bool {
-        matches!(self, Self::Worker(_))
+    /// What is said on the way goes to the person in front of a command, or to whoever runs a service.
+    fn begin_log(&self, terminal: &MultiProgress) -> log::Guard {
+        match self {
+            Self::Worker(options) => log::for_a_service(options.log_level()),
+            Self::Serve(_) => log::for_a_service(None),
+            _ => log::for_people(terminal),
+        }
     }
 }
 
@@ -87,7 +96,7 @@ pub fn run() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let terminal = MultiProgress::new();
-    let _said = if arguments.command.is_service() { log::for_a_service() } else { log::for_people(&terminal) };
+    let _said = arguments.command.begin_log(&terminal);
     match arguments.command {
         Command::Train(options) => {
             let outcome = train::train(&options, terminal);
@@ -110,6 +119,15 @@ pub fn run() -> ExitCode {
                 eprintln!("The worker cannot work: {why}");
                 ExitCode::FAILURE
             }
+            worker::Outcome::Tested(tested) => tested.finish(),
+        },
+        Command::Serve(options) => match serve::serve(&options) {
+            serve::Outcome::Gone => ExitCode::SUCCESS,
+            serve::Outcome::Broken(why) => {
+                eprintln!("The server cannot serve: {why}");
+                ExitCode::FAILURE
+            }
+            serve::Outcome::Tested(tested) => tested.finish(),
         },
         Command::Estimate(options) => {
             let answer = estimate::estimate(&options, terminal);

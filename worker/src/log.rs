@@ -46,20 +46,20 @@ pub(crate) fn for_people(terminal: &MultiProgress) -> Guard {
     let writer = LogWriter::new(terminal.clone());
     let layer = tracing_subscriber::fmt::layer().with_target(false).with_ansi(io::stderr().is_terminal());
     let layer = layer.log_internal_errors(false).with_writer(move || writer.clone());
-    tracing_subscriber::registry().with(layer.with_filter(filter())).with(filter_fn(is_ours_or_important)).init();
+    tracing_subscriber::registry().with(layer.with_filter(filter(None))).with(filter_fn(is_ours_or_important)).init();
     None
 }
 
-/// Begins to write for whoever runs a service. Nothing waits for the reader: a full pipe loses lines, and a closed one all.
-pub(crate) fn for_a_service() -> Guard {
+/// Begins to write for whoever runs a service, at the level that the command line says, if it does. Nothing waits for the reader: a full pipe loses lines, and a closed one all.
+pub(crate) fn for_a_service(level: Option<LevelFilter>) -> Guard {
     let on_platform = env::var_os(ENDPOINT).is_some_and(|name| !name.is_empty());
     let (writer, guard) = if on_platform { aside(io::stdout()) } else { aside(io::stderr()) };
     let layer = tracing_subscriber::fmt::layer().log_internal_errors(false).with_ansi(false).with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter_fn(is_ours_or_important));
     if on_platform {
-        registry.with(layer.event_format(JsonLines).with_filter(filter())).init();
+        registry.with(layer.event_format(JsonLines).with_filter(filter(level))).init();
     } else {
-        registry.with(layer.with_target(false).with_filter(filter())).init();
+        registry.with(layer.with_target(false).with_filter(filter(level))).init();
     }
     Some(guard)
 }
@@ -74,8 +74,9 @@ fn aside(stream: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) 
     NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES).thread_name("log").finish(stream)
 }
 
-fn filter() -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level(|name| env::var(name).ok()).to_string()))
+fn filter(told: Option<LevelFilter>) -> EnvFilter {
+    let level = || told.unwrap_or_else(|| level(|name| env::var(name).ok()));
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level().to_string()))
 }
 
 /// The level that RunPod's variables name.

@@ -13,10 +13,14 @@ use anyhow::Context;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    failure,
     input::FetchOptions,
     life::{LeaseTimes, Models, Settings, TimeLimit},
     prices,
-    storage::upload::{self, Store, UploadLimits},
+    storage::{
+        SourcePolicy,
+        upload::{self, Store, UploadLimits},
+    },
     telling::Telling,
     this_machine,
 };
@@ -72,24 +76,34 @@ impl Unfit {
 
 /// The settings of all jobs of a worker of this name, whose files are on `volume`.
 pub(crate) fn settings(volume: &Path, fetching: &FetchOptions, worker: String) -> Result<Settings, Unfit> {
-    let variable = |name: &str| env::var(name).ok();
     let volume = std::path::absolute(volume).map_err(|error| Unfit::new("volume", error))?;
-    let (jobs, cache) = folders(&volume).map_err(|error| Unfit::new("volume", crate::failure::told(&error)))?;
+    let folders = folders(&volume).map_err(|error| Unfit::new("volume", failure::told(&error)))?;
     let wrong = |why: String| Unfit::new("settings", why);
-    let sources = fetching.of_strangers().map_err(|error| wrong(crate::failure::told(&error)))?;
+    let sources = fetching.of_strangers().map_err(|error| wrong(failure::told(&error)))?;
+    let settings = settings_in(folders, sources, worker, |name| env::var(name).ok()).map_err(wrong)?;
+    Ok(Settings { models: settings.models.with_volume(&volume), ..settings })
+}
+
+/// The settings that these variables say, with the folders of jobs and of tokenised datasets.
+pub(crate) fn settings_in(
+    (jobs, cache): (PathBuf, PathBuf),
+    sources: SourcePolicy,
+    worker: String,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, String> {
     Ok(Settings {
         jobs,
         cache,
-        models: Models::from_variables(variable).map_err(wrong)?.with_volume(&volume),
-        telling: Telling::from_variables(variable, &sources).map_err(wrong)?,
+        models: Models::from_variables(&variable)?,
+        telling: Telling::from_variables(&variable, &sources)?,
         sources,
-        store: Store::from_variables(variable).map_err(wrong)?,
+        store: Store::from_variables(&variable)?,
         worker,
-        execution: TimeLimit::of_operator(variable).map_err(wrong)?,
+        execution: TimeLimit::of_operator(&variable)?,
         life: None,
         lease: LeaseTimes::default(),
-        hold: hold(variable).map_err(wrong)?,
-        usd_per_hour: price(variable).map_err(wrong)?,
+        hold: hold(&variable)?,
+        usd_per_hour: price(&variable)?,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the run keeps what it has learnt and ends.
+//! Ctrl-C and SIGTERM: a run keeps what it has learnt and ends, a service takes no further job.
 
 use std::{
     io, process, thread,
@@ -7,6 +7,7 @@ use std::{
 
 use brightrun_trainer::stop::{Stop, StopKind};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// What a shell says of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
@@ -35,5 +36,16 @@ pub(crate) fn listen(stop: &Stop) -> io::Result<()> {
             process::exit(INTERRUPTED)
         })
     })?;
+    Ok(())
+}
+
+/// From now on a signal ends `leave`: no further job, and what is at hand goes on elsewhere or later. Within a runtime.
+pub(crate) fn leave(leave: CancellationToken) -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("told to go: no further job is begun");
+        leave.cancel();
+    });
     Ok(())
 }

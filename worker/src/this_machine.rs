@@ -53,6 +53,25 @@ pub(crate) fn peak_memory() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// The memory that this process has in use now.
+pub(crate) fn resident_memory() -> Option<u64> {
+    kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// The time that this process has had on processors, in seconds.
+pub(crate) fn processor_seconds() -> Option<f64> {
+    seconds_of(&fs::read_to_string("/proc/self/stat").ok()?)
+}
+
+/// `utime` and `stime` of `/proc/self/stat` (proc(5)), which count in hundredths of a second on every Linux that there is.
+fn seconds_of(stat: &str) -> Option<f64> {
+    // The name in brackets may hold anything. After it, `utime` is the twelfth word.
+    let (_, words) = stat.rsplit_once(')')?;
+    let mut words = words.split_whitespace().skip(11);
+    let mut hundredths = || words.next()?.parse::<u64>().ok();
+    Some((hundredths()? + hundredths()?) as f64 / 100.0)
+}
+
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
 fn memory_available(text: &str) -> Option<u64> {
     kilobytes(text, "MemAvailable:")
@@ -79,7 +98,16 @@ mod tests {
         let text = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   22000000 kB\n";
         assert_eq!(memory_available(text), Some(22_000_000 * 1024));
         assert!(peak_memory().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(resident_memory().is_some_and(|bytes| bytes > 1 << 20 && Some(bytes) <= peak_memory()));
         assert_eq!(memory_available("MemTotal: 1 kB\n"), None);
         assert_eq!(memory_available("MemAvailable: many kB\n"), None);
+    }
+
+    #[test]
+    fn time_on_processors_is_read_whatever_the_program_is_called() {
+        let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 1 0 5";
+        assert_eq!(seconds_of(stat), Some(2.0));
+        assert_eq!(seconds_of("7 (a) S 1"), None);
+        assert!(processor_seconds().is_some());
     }
 }

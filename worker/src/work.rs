@@ -1,9 +1,17 @@
 //! A job and what becomes of it, whoever brought it: RunPod's queue or an HTTP request to this machine.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::redacted::Redacted;
@@ -116,6 +124,34 @@ impl fmt::Debug for Job {
     }
 }
 
+// === impl Answer ===
+
+impl Answer {
+    /// The answer to a job that brought its work down, in the form of the platform's own workers.
+    pub(crate) fn fault(hostname: &str, worker: &str) -> Self {
+        let report = json!({
+            "error_type": "panic",
+            "error_message": "The worker has a fault, and the job ended with it. Send it again; if it ends so again, tell the operator.",
+            "error_traceback": "",
+            "hostname": hostname,
+            "worker_id": worker,
+            "runpod_version": env!("CARGO_PKG_VERSION"),
+        });
+        // Nobody knows what it has left behind.
+        Self { error: Some(report.to_string()), refresh: true, output: None }
+    }
+}
+
+/// What comes out of a future; nothing where it panics.
+pub(crate) async fn guarded<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}
+
 // === impl Show ===
 
 impl Show {
@@ -132,8 +168,6 @@ impl Show {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -4,15 +4,12 @@ use std::{
     env,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
 };
 
 use clap::Args;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::OnceCell,
-};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
 
 use crate::{
     failure,
@@ -21,7 +18,9 @@ use crate::{
     net::Network,
     operator::{self, Unfit},
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
-    telling::Telling,
+    serve, signals,
+    telling::{LAST_NEWS, Telling},
+    test_input::{self, TestInput, Tested},
     work::{Answer, Ended, Job, Show, Work},
 };
 
@@ -29,8 +28,10 @@ use crate::{
 const VOLUMES: [&str; 2] = ["/runpod-volume", "/workspace"];
 /// Where the operator says another folder.
 const VOLUME_VARIABLE: &str = "BRIGHTRUN_VOLUME";
-/// So long those are waited for, at the end, who are told of jobs besides the queue.
-const LAST_NEWS: Duration = Duration::from_secs(20);
+/// The folder there of jobs that come from this machine.
+const LOCAL: &str = "brightrun/serve";
+/// Only the platform sets it.
+const QUEUE: &str = "RUNPOD_WEBHOOK_GET_JOB";
 /// Whether the platform is to replace this worker after every job.
 const REFRESH: &str = "BRIGHTRUN_REFRESH_WORKER";
 /// How many jobs are done at once.
@@ -46,18 +47,98 @@ pub(crate) struct Options {
     volume: Option<PathBuf>,
     #[command(flatten)]
     fetching: FetchOptions,
+    #[command(flatten)]
+    sdk: SdkFlags,
+}
+
+/// What a worker of the official SDK's takes on its command line.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "As in the official SDK")]
+struct SdkFlags {
+    /// Serves jobs over HTTP, as brightrun serve does.
+    #[arg(long = "rp_serve_api")]
+    serve_api: bool,
+    /// The port for that.
+    #[arg(long = "rp_api_port", value_name = "PORT")]
+    api_port: Option<u16>,
+    /// The address for that.
+    #[arg(long = "rp_api_host", value_name = "HOST")]
+    api_host: Option<String>,
+    /// Runs one job without a queue, prints its result and ends: a file, or JSON, with "input". Outside the platform a file
+    /// test_input.json of this folder is run.
+    #[arg(long = "test_input", alias = "test-input", value_name = "FILE|JSON")]
+    test_input: Option<String>,
+    /// How much is logged: TRACE, DEBUG, INFO, WARN or ERROR.
+    #[arg(long = "rp_log_level", value_name = "LEVEL")]
+    log_level: Option<LevelFilter>,
 }
 
 /// How a worker ended.
 pub(crate) enum Outcome {
+    /// One job was run.
+    Tested(Tested),
     /// It was told to go.
     Gone,
     /// It cannot work; a job has been told why, if there was one.
     Broken(String),
 }
 
-/// Works until a signal.
+// === impl Options ===
+
+impl Options {
+    /// How much is to be logged, where the command line says so.
+    pub(crate) fn log_level(&self) -> Option<LevelFilter> {
+        self.sdk.log_level
+    }
+
+    /// Where jobs are kept, where that is said.
+    fn volume(&self) -> Option<PathBuf> {
+        let named = || env::var(VOLUME_VARIABLE).ok().filter(|text| !text.trim().is_empty()).map(PathBuf::from);
+        self.volume.clone().or_else(named)
+    }
+
+    /// The same for jobs that come from this machine.
+    fn local(&self) -> PathBuf {
+        self.volume().map_or_else(|| serve::DATA.into(), |volume| volume.join(LOCAL))
+    }
+}
+
+/// Works until a signal, or does what the SDK's flags say. Their order is the SDK's own.
 pub(crate) fn work(options: Options) -> Outcome {
+    let sdk = &options.sdk;
+    if sdk.serve_api {
+        let (data, fetching) = (options.local(), options.fetching.clone());
+        let serving = serve::Options::of_worker(data, sdk.api_host.clone(), sdk.api_port, fetching);
+        return match serve::serve(&serving) {
+            serve::Outcome::Broken(why) => Outcome::Broken(why),
+            serve::Outcome::Tested(tested) => Outcome::Tested(tested),
+            serve::Outcome::Gone => Outcome::Gone,
+        };
+    }
+    let tested = match test_input(&options) {
+        Ok(None) => return in_runtime(options),
+        Ok(Some(input)) => test(&options, input),
+        Err(error) => Err(error),
+    };
+    tested.map_or_else(|error| Outcome::Broken(failure::told(&error)), Outcome::Tested)
+}
+
+/// The job to run in place of those of the platform.
+fn test_input(options: &Options) -> anyhow::Result<Option<TestInput>> {
+    if let Some(text) = &options.sdk.test_input {
+        return TestInput::read(text).map(Some);
+    }
+    if env::var_os(QUEUE).is_some() { Ok(None) } else { TestInput::usual() }
+}
+
+fn test(options: &Options, input: TestInput) -> anyhow::Result<Tested> {
+    let variable = |name: &str| env::var(name).ok();
+    let training = serve::training(&options.local(), options.fetching.of_strangers()?, variable)?;
+    test_input::run(input, training)
+}
+
+/// Works until a signal.
+fn in_runtime(options: Options) -> Outcome {
     let runtime = tokio::runtime::Runtime::new().map_err(anyhow::Error::from);
     match runtime.and_then(|runtime| runtime.block_on(serve(options))) {
         Ok(None) => Outcome::Gone,
@@ -71,7 +152,9 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
     let variable = |name: &str| env::var(name).ok();
     let Some(endpoints) = Endpoints::from_variables(variable)? else {
         anyhow::bail!(
-            "RUNPOD_WEBHOOK_GET_JOB is not set, so this is no worker of the platform's; to train on this machine use brightrun train"
+            "{QUEUE} is not set, so this is no worker of the platform's, and there is no {} to run; to train on this machine use \
+             brightrun train, and brightrun serve for jobs over HTTP",
+            test_input::FILE
         );
     };
     let refresh = operator::switch(variable, REFRESH).map_err(anyhow::Error::msg)?;
@@ -81,10 +164,9 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
     let worker = endpoints.worker.clone();
     let client = Client::new(endpoints, network, ClientLimits::default()).map_err(anyhow::Error::msg)?;
     let (client, leave) = (Arc::new(client), CancellationToken::new());
-    listen(leave.clone())?;
-    let named = || variable(VOLUME_VARIABLE).filter(|text| !text.trim().is_empty()).map(PathBuf::from);
+    signals::leave(leave.clone())?;
     let able = Arc::new(Able {
-        volume: options.volume.or_else(named),
+        volume: options.volume(),
         fetching: options.fetching,
         worker,
         training: OnceCell::new(),
@@ -108,17 +190,6 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
         client.unhealthy(unfit.check, &unfit.why).await;
     }
     Ok(unfit.map(|unfit| unfit.why))
-}
-
-/// SIGTERM and Ctrl-C: no further job, and what is at hand goes on elsewhere.
-fn listen(leave: CancellationToken) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("this worker goes: it takes no further job");
-        leave.cancel();
-    });
-    Ok(())
 }
 
 /// Trains, where everything is there that a job needs. Where it is not, one job is told why and the worker goes: otherwise

@@ -3,14 +3,12 @@
 use std::{
     collections::VecDeque,
     future::Future,
-    panic::AssertUnwindSafe,
     pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -24,7 +22,7 @@ use super::{
 use crate::{
     log,
     net::Backoff,
-    work::{Answer, Ended, Job, Show, Work},
+    work::{self, Answer, Ended, Job, Show, Work},
 };
 
 /// An answer without jobs that comes sooner is no long poll, and is not asked for again at once.
@@ -164,7 +162,7 @@ impl<W: Work> Serving<W> {
         let showing = answering.clone();
         let show = Show::new(move |output| showing.progress(output));
         let work = self.work.carry_out(job, show, stop.clone(), leave.clone());
-        let ended = Guarded(Box::pin(work)).await.unwrap_or_else(|| Ended::Answered(self.fault()));
+        let ended = work::guarded(work).await.unwrap_or_else(|| Ended::Answered(self.fault()));
         let ended = if stop.is_cancelled() { Ended::Stopped } else { ended };
         match ended {
             Ended::Answered(mut answer) => {
@@ -198,16 +196,7 @@ impl<W: Work> Serving<W> {
     /// The answer to a job that brought this program down.
     fn fault(&self) -> Answer {
         let endpoints = self.client.endpoints();
-        let report = json!({
-            "error_type": "panic",
-            "error_message": "The worker has a fault, and the job ended with it. Send it again; if it ends so again, tell the operator.",
-            "error_traceback": "",
-            "hostname": endpoints.hostname,
-            "worker_id": endpoints.worker,
-            "runpod_version": env!("CARGO_PKG_VERSION"),
-        });
-        // Nobody knows what it has left behind.
-        Answer { error: Some(report.to_string()), refresh: true, output: None }
+        Answer::fault(&endpoints.hostname, &endpoints.worker)
     }
 
     /// Stops what the platform wants stopped, until `over`.
@@ -251,20 +240,6 @@ async fn beside<T>(mut first: Pin<&mut impl Future<Output = T>>, others: &mut Fu
             biased;
             done = &mut first => return done,
             Some(_) = others.next() => {}
-        }
-    }
-}
-
-/// A future whose panic is its end; nothing comes out of it then.
-struct Guarded<F>(Pin<Box<F>>);
-
-impl<F: Future> Future for Guarded<F> {
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        match std::panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => std::task::Poll::Ready(None),
         }
     }
 }

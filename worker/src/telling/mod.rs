@@ -47,6 +47,8 @@ use underway::Underway;
 
 /// What callbacks are signed with.
 const SECRET: &str = "BRIGHTRUN_CALLBACK_SECRET";
+/// So long those are waited for, before a process goes, who have not heard of an end.
+pub(crate) const LAST_NEWS: Duration = Duration::from_secs(20);
 /// Longest name of a job that is told.
 const MAX_NAME: usize = 256;
 

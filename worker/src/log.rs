@@ -174,7 +174,8 @@ mod tests {
     fn lines(say: impl FnOnce()) -> Vec<Value> {
         let written = Written::default();
         let target = written.clone();
-        let layer = tracing_subscriber::fmt::layer().event_format(JsonLines).with_writer(move || target.clone());
+        let layer = tracing_subscriber::fmt::layer().event_format(JsonLines).with_ansi(false);
+        let layer = layer.with_writer(move || target.clone());
         let subscriber = tracing_subscriber::registry().with(filter_fn(is_ours_or_important)).with(layer);
         tracing::subscriber::with_default(subscriber, say);
         let bytes = written.0.lock().unwrap().clone();

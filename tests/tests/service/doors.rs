@@ -2,10 +2,10 @@
 
 use brightrun_worker::service::Service;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bench, Obedient, key, settings};
+use crate::{Bench, Obedient, PATIENCE, key, settings};
 
 /// Method, path, headers, and the status of the answer.
 type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], u16);
@@ -63,7 +63,7 @@ async fn other_machines_need_a_key() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::open(settings(folder.path()), Obedient::default(), CancellationToken::new()).await.unwrap();
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let error = service.run(listener).await.unwrap_err().to_string();
+    let error = timeout(PATIENCE, service.run(listener)).await.unwrap().unwrap_err().to_string();
     assert!(error.contains("BRIGHTRUN_API_KEY"), "{error}");
 }
 

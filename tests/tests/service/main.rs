@@ -3,7 +3,6 @@
 mod doors;
 mod ends;
 mod limits;
-mod load;
 mod restarts;
 mod shapes;
 mod training;

@@ -7,6 +7,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     metrics::Metrics,
@@ -16,6 +17,7 @@ use super::{
     webhook::Webhooks,
 };
 use crate::{
+    log,
     net::Backoff,
     work::{self, Answer, Ended, Show, Work},
 };
@@ -61,7 +63,7 @@ impl<W: Work> Running<W> {
             self.metrics.began(begun.waited);
             let id = begun.job.id.clone();
             tracing::info!("job {id} begins");
-            match self.carry_out(begun, leave).await {
+            match self.carry_out(begun, leave).instrument(log::job(&id)).await {
                 Some(end) => self.keep(&id, end, leave).await,
                 None => self.give_back(&id, leave).await,
             }

@@ -88,6 +88,8 @@ async fn what_cannot_be_run_is_an_error_that_names_everything() {
         (json!({ "job_id": "../x", "dataset_url": "https://h/x" }), "job_id"),
         (input("a", json!({ "learning_rate": -1, "lora_rank": "big" })), "hyperparameters.lora_rank"),
         (input("b", json!({ "base_model": "/etc" })), "this endpoint has no model"),
+        // The adapter of somebody else's job would be within reach.
+        (input("e", json!({ "init_adapter": "/runpod-volume/brightrun/jobs/other/adapter" })), "cannot name a folder"),
         (
             json!({ "job_id": "c", "dataset_url": "/etc/passwd", "hyperparameters": { "base_model": "brightrun/demo-moe" } }),
             "not allowed",

@@ -128,6 +128,10 @@ impl Received {
             format!("the job cannot be run: {}", all.join("; "))
         })?;
         let settings = &task.settings;
+        if spec.parameters.init_adapter.is_some() && !settings.sources.local_files {
+            let why = "hyperparameters.init_adapter: a job from a queue cannot name a folder of the machine that it runs on; leave it out";
+            return Err(Ending::Failed(why.to_owned()));
+        }
         let store = match &job.store {
             Some(config) => Store::of_job(config.expose(), settings.sources.plain_http)?,
             None => settings.store.clone(),

@@ -10,7 +10,7 @@ use brightrun_worker::{net::Names, storage::SourcePolicy, telling::TellingLimits
 use serde_json::json;
 use tokio::{net::TcpListener, time::sleep};
 
-use crate::{PATH, PATIENCE, at, at_once, failure, job, limits, policy, soon, success, telling};
+use crate::{AT_ONCE, PATH, PATIENCE, at, at_once, failure, job, limits, policy, soon, success, telling};
 
 /// Long for one who should not wait, short for one who waits.
 const LAST: Duration = Duration::from_millis(600);
@@ -79,9 +79,8 @@ async fn telling_of_a_step_costs_next_to_nothing() {
     let step = at("training", 1);
     let begin = Instant::now();
     (0..STEPS).for_each(|_| told.progress(&step));
-    let each = begin.elapsed() / STEPS;
-    // It takes a few microseconds.
-    assert!(each < Duration::from_micros(100), "{each:?}");
+    // Each takes some microseconds; the receiver, a minute.
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
 }
 
 /// Connections are taken, and never read.

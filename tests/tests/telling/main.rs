@@ -1,10 +1,13 @@
 //! Those who are told of a job besides the queue: a callback that goes wrong, and a Supabase project.
 
+#[path = "../shared/training.rs"]
+mod bench;
 mod callback;
 mod dead;
 mod project;
 mod secrets;
 mod supabase;
+mod training;
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +24,8 @@ use serde_json::{Value, json};
 const PATH: &str = "/functions/v1/training-callback";
 /// Long enough for every machine; nothing is measured with it.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// So long a call may take that does not wait. It takes microseconds; a machine with other work may pause it.
-const AT_ONCE: Duration = Duration::from_millis(100);
+/// So long a call may take that does not wait, on a machine with whatever other work. Receivers that hang do so for longer.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Short where the tests wait, generous everywhere else.
 fn limits() -> TellingLimits {

@@ -8,6 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use brightrun_worker::{
+    storage::SourcePolicy,
+    telling::{Telling, TellingLimits},
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response,
@@ -21,7 +25,7 @@ use hyper_util::{
 use serde_json::{Map, Value, json};
 use tokio::{net::TcpListener, time::sleep};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, telling};
 
 /// The project's key.
 pub(crate) const KEY: &str = "S3CR3Tservicekey0123456789";
@@ -102,6 +106,13 @@ impl Project {
     }
 
     /// The operator's settings.
+    /// Tells this project.
+    pub(crate) fn telling(&self, policy: &SourcePolicy, limits: TellingLimits) -> Telling {
+        let variables = self.variables();
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        telling(policy, limits, &variables)
+    }
+
     pub(crate) fn variables(&self) -> [(String, String); 2] {
         [("SUPABASE_URL".into(), format!("http://{}", self.address)), ("SUPABASE_SERVICE_ROLE_KEY".into(), KEY.into())]
     }

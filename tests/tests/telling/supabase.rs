@@ -42,7 +42,8 @@ impl Bench {
 
     async fn start_with(limits: TellingLimits) -> Self {
         let project = Project::start(ID).await;
-        let telling = telling_of(&project, limits);
+        // The operator's own project may be private.
+        let telling = project.telling(&SourcePolicy::service(), limits);
         let folder = tempfile::tempdir().unwrap();
         let adapter = folder.path().join("adapter");
         fs::create_dir(&adapter).unwrap();
@@ -81,13 +82,6 @@ impl Bench {
 /// Whoever awaits it may want to do so on another thread.
 fn sendable<T: Send>(work: T) -> T {
     work
-}
-
-fn telling_of(project: &Project, limits: TellingLimits) -> Telling {
-    let variables = project.variables();
-    let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    // The operator's own project may be private.
-    telling(&SourcePolicy::service(), limits, &variables)
 }
 
 #[tokio::test]

@@ -97,16 +97,17 @@ impl Live {
     /// Jobs that are over and not to be remembered any longer.
     pub(super) fn surplus(&self, limits: &Limits, now: i64) -> Vec<String> {
         let keep = i64::try_from(limits.keep.as_millis()).unwrap_or(i64::MAX);
-        let mut over: Vec<(i64, &String)> = self
+        // Several may end within a millisecond; they ended in their order.
+        let mut over: Vec<(i64, i64, &String)> = self
             .jobs
             .iter()
             .filter(|(_, job)| job.facts.status.is_over())
-            .map(|(id, job)| (job.facts.ended.unwrap_or_default(), id))
+            .map(|(id, job)| (job.facts.ended.unwrap_or_default(), job.facts.place, id))
             .collect();
         over.sort_by(|one, other| other.cmp(one));
-        let old = |(ended, _): &&(i64, &String)| now.saturating_sub(*ended) > keep;
+        let old = |(ended, _, _): &&(i64, i64, &String)| now.saturating_sub(*ended) > keep;
         let count = over.len().min(limits.history);
         let (kept, surplus) = over.split_at(count);
-        kept.iter().filter(old).chain(surplus).map(|(_, id)| (*id).clone()).collect()
+        kept.iter().filter(old).chain(surplus).map(|(_, _, id)| (*id).clone()).collect()
     }
 }

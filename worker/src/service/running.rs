@@ -7,6 +7,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     metrics::Metrics,
@@ -16,6 +17,7 @@ use super::{
     webhook::Webhooks,
 };
 use crate::{
+    log,
     net::Backoff,
     work::{self, Answer, Ended, Show, Work},
 };
@@ -59,12 +61,18 @@ impl<W: Work> Running<W> {
             };
             backoff.reset();
             self.metrics.began(begun.waited);
-            let id = begun.job.id.clone();
-            tracing::info!("job {id} begins");
-            match self.carry_out(begun, leave).await {
-                Some(end) => self.keep(&id, end, leave).await,
-                None => self.give_back(&id, leave).await,
-            }
+            let span = log::job(&begun.job.id);
+            // In a box: what a job is made of is much, and nobody has to know its type.
+            Box::pin(self.one(begun, leave)).instrument(span).await;
+        }
+    }
+
+    async fn one(&self, begun: Begun, leave: &CancellationToken) {
+        let id = begun.job.id.clone();
+        tracing::info!("job {id} begins");
+        match self.carry_out(begun, leave).await {
+            Some(end) => self.keep(&id, end, leave).await,
+            None => self.give_back(&id, leave).await,
         }
     }
 

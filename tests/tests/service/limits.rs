@@ -71,6 +71,12 @@ async fn only_so_many_jobs_are_remembered() {
         ids.push(bench.run(json!({ "number": number })).await);
     }
     bench.until(&ids[5], "COMPLETED").await;
+    // The oldest goes a moment after the newest has ended.
+    let end = Instant::now() + PATIENCE;
+    while bench.get("/requests").await.json()["requests"].as_array().unwrap().len() > 3 {
+        assert!(Instant::now() < end);
+        sleep(Duration::from_millis(10)).await;
+    }
     for (number, id) in ids.iter().enumerate() {
         let expected = if number < 3 { 404 } else { 200 };
         assert_eq!(bench.get(&format!("/status/{id}")).await.status, expected, "{number}");

@@ -61,12 +61,18 @@ impl<W: Work> Running<W> {
             };
             backoff.reset();
             self.metrics.began(begun.waited);
-            let id = begun.job.id.clone();
-            tracing::info!("job {id} begins");
-            match self.carry_out(begun, leave).instrument(log::job(&id)).await {
-                Some(end) => self.keep(&id, end, leave).await,
-                None => self.give_back(&id, leave).await,
-            }
+            let span = log::job(&begun.job.id);
+            // In a box: what a job is made of is much, and nobody has to know its type.
+            Box::pin(self.one(begun, leave)).instrument(span).await;
+        }
+    }
+
+    async fn one(&self, begun: Begun, leave: &CancellationToken) {
+        let id = begun.job.id.clone();
+        tracing::info!("job {id} begins");
+        match self.carry_out(begun, leave).await {
+            Some(end) => self.keep(&id, end, leave).await,
+            None => self.give_back(&id, leave).await,
         }
     }
 

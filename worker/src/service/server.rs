@@ -84,7 +84,7 @@ impl<W: Work> Service<W> {
             () = self.running.expire() => {}
         }
         over.cancel();
-        self.handlers.webhooks.stop();
+        self.handlers.webhooks.stop().await;
         // What it says of its end is of no use.
         let _ = answering.await;
         Ok(())

@@ -1,6 +1,9 @@
 //! Telling the link of a job that the job is over.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -9,7 +12,11 @@ use hyper::{
     header::{CONTENT_TYPE, USER_AGENT},
 };
 use serde_json::{Value, json};
-use tokio::{sync::Semaphore, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -32,6 +39,7 @@ pub(super) struct Webhooks {
     pauses: Vec<Duration>,
     places: Semaphore,
     over: CancellationToken,
+    telling: Mutex<JoinSet<()>>,
 }
 
 // === impl Webhooks ===
@@ -42,27 +50,39 @@ impl Webhooks {
         let tls = net::tls(&network)?;
         let dialer = Dialer { network, tls, connect: CONNECT, headers: ATTEMPT };
         let pauses = settings.limits.webhook_pauses.clone();
-        Ok(Self { queue, dialer, pauses, places: Semaphore::new(AT_ONCE), over: CancellationToken::new() })
+        Ok(Self {
+            queue,
+            dialer,
+            pauses,
+            places: Semaphore::new(AT_ONCE),
+            over: CancellationToken::new(),
+            telling: Mutex::default(),
+        })
     }
 
     /// Tells that of a job, on the side.
     pub(super) fn tell(self: &Arc<Self>, id: String) {
         let webhooks = self.clone();
-        tokio::spawn(async move {
-            let telling = async {
-                // It is never closed.
-                let _one_of_few = webhooks.places.acquire().await;
-                if let Err(error) = webhooks.told(&id).await {
-                    tracing::warn!("job {id}: its webhook cannot be told: {error}");
-                }
-            };
-            webhooks.over.run_until_cancelled(telling).await;
+        let mut telling = self.telling();
+        while telling.try_join_next().is_some() {}
+        telling.spawn(async move {
+            // It is never closed.
+            let _one_of_few = webhooks.places.acquire().await;
+            if let Err(error) = webhooks.told(&id).await {
+                tracing::warn!("job {id}: its webhook cannot be told: {error}");
+            }
         });
     }
 
-    /// Tells nothing more.
-    pub(super) fn stop(&self) {
+    /// Tells nothing more; what is noted of those that were told is on disk when this returns.
+    pub(super) async fn stop(&self) {
         self.over.cancel();
+        let mut telling = std::mem::take(&mut *self.telling());
+        while telling.join_next().await.is_some() {}
+    }
+
+    fn telling(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn told(self: &Arc<Self>, id: &str) -> Result<(), StoreError> {
@@ -70,7 +90,10 @@ impl Webhooks {
         let shown = Redacted::url(url.clone());
         let mut pauses = self.pauses.iter();
         loop {
-            match self.attempt(&url, body.clone()).await {
+            let Some(outcome) = self.over.run_until_cancelled(self.attempt(&url, body.clone())).await else {
+                return Ok(());
+            };
+            match outcome {
                 Ok(status) if (200..300).contains(&status) => {
                     tracing::info!("job {id}: {shown} was told of its end");
                     break;
@@ -83,7 +106,9 @@ impl Webhooks {
                         break;
                     };
                     tracing::info!("job {id}: {shown} was not told: {why}; again in {} s", pause.as_secs());
-                    sleep(*pause).await;
+                    if self.over.run_until_cancelled(sleep(*pause)).await.is_none() {
+                        return Ok(());
+                    }
                 }
             }
         }

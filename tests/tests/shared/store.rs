@@ -37,7 +37,9 @@ where
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("bucket")).unwrap();
     let mut builder = S3ServiceBuilder::new(FileSystem::new(folder.path()).unwrap());
-    builder.set_auth(SimpleAuth::from_single("key-id", "key-secret"));
+    let mut keys = SimpleAuth::from_single("key-id", "key-secret");
+    keys.register("key-id-2".into(), "key-secret-2".into());
+    builder.set_auth(keys);
     let store = builder.build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -145,7 +145,8 @@ impl Chain {
     }
 
     async fn not_older(&self, age: Duration, line: &Line) -> Result<Credentials, Obstacle> {
-        let asked = line.patience.within(PATIENCE, "finding the key of the store", Box::pin(self.kept_or_new(age, line))).await;
+        let asked =
+            line.patience.within(PATIENCE, "finding the key of the store", Box::pin(self.kept_or_new(age, line))).await;
         let obstacle = match asked.map_err(Obstacle::from).flatten() {
             Ok(key) => return Ok(key),
             Err(obstacle) => obstacle,

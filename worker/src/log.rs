@@ -203,6 +203,7 @@ mod tests {
     fn libraries_say_only_what_is_important() {
         let lines = lines(|| {
             tracing::trace!(target: "aws_sigv4", "x-amz-security-token:S3CR3T");
+            tracing::warn!(target: "aws_config::profile::credentials", "the answer was S3CR3T");
             tracing::debug!(target: "hyper", "header");
             tracing::info!(target: "hyper", "info");
             tracing::debug!("ours");

@@ -63,7 +63,7 @@ impl FetchOptions {
                 ..Network::default()
             },
             max_bytes: self.max_dataset_bytes,
-            s3: S3Settings::from_environment().map_err(anyhow::Error::msg)?,
+            s3: Some(S3Settings::from_environment().map_err(anyhow::Error::msg)?),
             ..SourcePolicy::local()
         })
     }

@@ -91,9 +91,13 @@ fn level(variable: impl Fn(&str) -> Option<String>) -> LevelFilter {
     }
 }
 
+/// What says names of keys and answers of servers that lend some, at every level.
+const TALKATIVE: &str = "aws_config";
+
 /// Libraries write whole requests at their lower levels, with keys and signatures, and know nothing of what is secret here.
 fn is_ours_or_important(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("brightrun") || *metadata.level() <= Level::INFO
+    let target = metadata.target();
+    target.starts_with("brightrun") || (*metadata.level() <= Level::INFO && !target.starts_with(TALKATIVE))
 }
 
 /// One JSON object a line.
@@ -199,6 +203,7 @@ mod tests {
     fn libraries_say_only_what_is_important() {
         let lines = lines(|| {
             tracing::trace!(target: "aws_sigv4", "x-amz-security-token:S3CR3T");
+            tracing::warn!(target: "aws_config::profile::credentials", "the answer was S3CR3T");
             tracing::debug!(target: "hyper", "header");
             tracing::info!(target: "hyper", "info");
             tracing::debug!("ours");

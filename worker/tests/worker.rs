@@ -60,6 +60,26 @@ async fn a_job_is_done_and_the_worker_goes_when_it_is_told_to() {
 }
 
 #[tokio::test]
+async fn a_bucket_without_a_key_is_told_at_the_start() {
+    let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
+    let mut command = worker(&platform, volume.path());
+    command.envs([("BUCKET_NAME", "results"), ("S3_ENDPOINT", "http://127.0.0.1:9"), ("HOME", "/nowhere")]);
+    for name in ["BUCKET_ACCESS_KEY_ID", "S3_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONFIG_FILE"] {
+        command.env_remove(name);
+    }
+    for name in ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SHARED_CREDENTIALS_FILE"] {
+        command.env_remove(name);
+    }
+    let worker = Running::start(command.env("AWS_EC2_METADATA_DISABLED", "true")).unwrap();
+    let id = platform.submit(job("j", json!({ "max_steps": 4 })));
+    let view = platform.until_status(&id, Status::Failed, PATIENCE).await.unwrap();
+    let error = format!("{:?}", view.error);
+    assert!(error.contains("results could not be delivered: s3://results: there is no key for the store"), "{error}");
+    assert!(error.contains("set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY"), "{error}");
+    worker.kill_now().unwrap();
+}
+
+#[tokio::test]
 async fn a_worker_that_is_killed_again_and_again_loses_nothing() {
     let (platform, volume, unbroken) = (platform(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let worker = start(&platform, unbroken.path());

@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr};
 
 use brightrun_tests::faults::{FaultServer, Ranges, Reply};
-use brightrun_worker::{Redacted, storage::S3Settings};
+use brightrun_worker::storage::{S3Settings, StoreKey};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -38,10 +38,8 @@ fn bench(endpoint: SocketAddr, secret: &str) -> Bench {
     let mut bench = Bench::new(&[]);
     bench.policy.s3 = Some(S3Settings {
         endpoint: Some(format!("http://{endpoint}").parse().unwrap()),
-        region: "us-east-1".into(),
-        access_key_id: Redacted::hidden("key-id".into()),
-        secret_access_key: Redacted::hidden(secret.into()),
-        session_token: None,
+        region: Some("us-east-1".into()),
+        key: StoreKey::given("key-id", secret),
         trusted: true,
     });
     // The operator's endpoint needs no leave of the policy for links.

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use brightrun_tests::faults::{FaultServer, Reply};
 use brightrun_worker::Redacted;
-use brightrun_worker::storage::{S3Settings, Source};
+use brightrun_worker::storage::{S3Settings, Source, StoreKey};
 
 use crate::{Bench, body};
 
@@ -83,10 +83,8 @@ async fn sources_policies_and_other_errors_are_clean() {
     let hidden = || Redacted::hidden(SECRET.to_owned());
     bench.policy.s3 = Some(S3Settings {
         endpoint: None,
-        region: "us-east-1".into(),
-        access_key_id: hidden(),
-        secret_access_key: hidden(),
-        session_token: Some(hidden()),
+        region: Some("us-east-1".into()),
+        key: StoreKey::Given { id: hidden(), secret: hidden(), session_token: Some(hidden()) },
         trusted: true,
     });
     clean(&format!("{:?}", bench.policy));

@@ -2,12 +2,9 @@
 
 use std::{error::Error, fs, future::Future, net::SocketAddr};
 
-use brightrun_worker::{
-    Redacted,
-    storage::{
-        S3Settings,
-        upload::{BucketSettings, LINK_LIFETIME},
-    },
+use brightrun_worker::storage::{
+    S3Settings, StoreKey,
+    upload::{BucketSettings, LINK_LIFETIME},
 };
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::{
@@ -40,7 +37,9 @@ where
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("bucket")).unwrap();
     let mut builder = S3ServiceBuilder::new(FileSystem::new(folder.path()).unwrap());
-    builder.set_auth(SimpleAuth::from_single("key-id", "key-secret"));
+    let mut keys = SimpleAuth::from_single("key-id", "key-secret");
+    keys.register("key-id-2".into(), "key-secret-2".into());
+    builder.set_auth(keys);
     let store = builder.build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -66,10 +65,8 @@ pub(crate) fn settings(endpoint: SocketAddr, secret: &str) -> BucketSettings {
     BucketSettings {
         s3: S3Settings {
             endpoint: Some(format!("http://{endpoint}").parse().unwrap()),
-            region: "us-east-1".into(),
-            access_key_id: Redacted::hidden("key-id".into()),
-            secret_access_key: Redacted::hidden(secret.into()),
-            session_token: None,
+            region: Some("us-east-1".into()),
+            key: StoreKey::given("key-id", secret),
             trusted: true,
         },
         bucket: "bucket".into(),

@@ -1,5 +1,6 @@
 //! Results are delivered to stores and links that go wrong. Each fault of `docs/delivery.md` has its test here.
 
+mod chain;
 mod faults;
 mod given;
 mod local;

@@ -1,7 +1,10 @@
 //! A secret in every place that a delivery has, looked for in every text that comes out.
 
 use brightrun_tests::faults::{FaultServer, Reply};
-use brightrun_worker::{Redacted, storage::upload::Store};
+use brightrun_worker::{
+    Redacted,
+    storage::{StoreKey, upload::Store},
+};
 
 use crate::{Bench, JOB};
 
@@ -37,8 +40,8 @@ async fn no_error_of_a_store_repeats_a_secret() {
         server.on(&format!("/bucket/{SECRET}/{JOB}/{SECRET}"), [Reply::status(404), reply]);
         let mut bench = Bench::bucket(server.address(), SECRET).file(SECRET, b"content");
         let Store::Bucket(settings) = &mut bench.store else { panic!("local") };
-        settings.s3.access_key_id = Redacted::hidden(SECRET.into());
-        settings.s3.session_token = Some(Redacted::hidden(SECRET.into()));
+        let hidden = || Redacted::hidden(SECRET.to_owned());
+        settings.s3.key = StoreKey::Given { id: hidden(), secret: hidden(), session_token: Some(hidden()) };
         settings.prefix = SECRET.into();
         clean(&format!("{:?}", settings.s3));
         let error = bench.fails().await;

@@ -5,6 +5,7 @@
 //! which it fails is a [`FetchError`] that says what to do next and nothing of the link's secrets.
 //! `docs/datasets-fetching.md` lists the faults and what becomes of them.
 
+mod chain;
 mod download;
 mod error;
 mod expiry;
@@ -26,11 +27,12 @@ use std::{fs::File, io, path::Path, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
+pub use chain::Chain;
 pub use error::FetchError;
 pub use expiry::LEEWAY;
 pub use limits::FetchLimits;
 pub use policy::{MAX_BYTES, SourcePolicy};
-pub use s3::S3Settings;
+pub use s3::{S3Settings, StoreKey};
 pub use source::{MAX_S3_KEY_BYTES, MAX_SOURCE_BYTES, Source, SourceError};
 
 pub(crate) use refusal::{MAX_REFUSAL_BYTES, Said, is_temporary};
@@ -89,8 +91,7 @@ pub async fn fetch(
     let fetching = Arc::new(fetching);
     let (origin, identity) = match source {
         Source::S3 { bucket, key } => {
-            let missing = "no S3 store is set up; the operator sets AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and \
-                           S3_ENDPOINT or AWS_REGION";
+            let missing = "no S3 store is set up here; use an https:// link";
             let settings = policy.s3.as_ref().ok_or_else(|| configuration(missing.into()))?;
             let object = s3::Object::new(fetching.clone(), settings, bucket, key, &place);
             (Origin::Object(object), format!("s3://{bucket}/{key}"))

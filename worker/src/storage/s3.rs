@@ -1,23 +1,25 @@
 //! An object of an S3 store. Requests are signed in their headers, because some stores (RunPod's network volumes) do not
 //! know signed links.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectError,
     primitives::DateTimeFormat,
 };
+use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{
+    chain::{Chain, Obstacle},
     error::{Failure, FetchError, Trouble, TroubleKind},
     fetching::Fetching,
     link::is_gzip,
     opened::{Flow, Opened, Rest, check_range, validator},
     partial::{Content, Validator},
     refusal::{Said, meaning},
-    s3_client::{Addressing, Checksums, S3Client},
+    s3_client::{Addressing, Checksums, Line, S3Client},
     source,
 };
 use crate::redacted::Redacted;
@@ -27,29 +29,39 @@ use crate::redacted::Redacted;
 pub struct S3Settings {
     /// Its address; nothing for Amazon's own.
     pub endpoint: Option<Url>,
-    /// Its region.
-    pub region: String,
-    /// Who asks.
-    pub access_key_id: Redacted<String>,
-    /// The key that signs.
-    pub secret_access_key: Redacted<String>,
-    /// For keys that are lent for a time.
-    pub session_token: Option<Redacted<String>>,
+    /// Its region; without one, that of the key's chain.
+    pub region: Option<String>,
+    /// What opens it.
+    pub key: StoreKey,
     /// Whether the operator chose it: then its address may be a private one.
     pub trusted: bool,
 }
 
-/// The two halves of a key.
-pub(super) struct KeyPair {
-    /// The variables that they were in.
-    pub(super) names: (&'static str, &'static str),
-    pub(super) id: Redacted<String>,
-    pub(super) secret: Redacted<String>,
+/// What opens a store.
+#[derive(Debug, Clone)]
+pub enum StoreKey {
+    /// A key of the settings.
+    Given {
+        /// Who asks.
+        id: Redacted<String>,
+        /// What signs.
+        secret: Redacted<String>,
+        /// For keys that are lent for a time.
+        session_token: Option<Redacted<String>>,
+    },
+    /// What is found in AWS's usual places, when it is needed.
+    Chain(Chain),
 }
 
-// === impl KeyPair ===
+// === impl StoreKey ===
 
-impl KeyPair {
+impl StoreKey {
+    /// A key that is not lent.
+    pub fn given(id: &str, secret: &str) -> Self {
+        let hidden = |text: &str| Redacted::hidden(text.to_owned());
+        Self::Given { id: hidden(id), secret: hidden(secret), session_token: None }
+    }
+
     /// The first of these pairs of variables of which any half is set; then both must be.
     pub(super) fn read(
         value: &dyn Fn(&str) -> Option<String>,
@@ -60,7 +72,25 @@ impl KeyPair {
         let half = |name: &str, other: &str| {
             value(name).map(Redacted::hidden).ok_or(format!("{name} is not set, but {other} is"))
         };
-        Ok(Some(Self { names, id: half(names.0, names.1)?, secret: half(names.1, names.0)? }))
+        // The token belongs to that pair alone.
+        let session_token = value("AWS_SESSION_TOKEN").filter(|_| names == AWS_KEYS).map(Redacted::hidden);
+        Ok(Some(Self::Given { id: half(names.0, names.1)?, secret: half(names.1, names.0)?, session_token }))
+    }
+
+    /// When it ends, if that is known.
+    pub(super) fn ends(&self) -> Option<SystemTime> {
+        match self {
+            Self::Given { .. } => None,
+            Self::Chain(chain) => chain.ends(),
+        }
+    }
+
+    /// Sees to it that links that are made now live as long as they can.
+    pub(super) async fn renew(&self, line: &Line) -> Result<(), Obstacle> {
+        match self {
+            Self::Given { .. } => Ok(()),
+            Self::Chain(chain) => chain.renew(line).await,
+        }
     }
 }
 
@@ -69,44 +99,62 @@ pub(super) const NO_REGION: &str = "us-east-1";
 const ENDPOINT: [&str; 4] = ["S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "BUCKET_ENDPOINT_URL"];
 const REGION: [&str; 3] = ["S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"];
 /// Pairs of variables that hold the two halves of a key.
-const KEYS: [(&str, &str); 2] =
-    [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")];
+const KEYS: [(&str, &str); 3] =
+    [AWS_KEYS, ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY")];
+/// AWS's own pair.
+pub(super) const AWS_KEYS: (&str, &str) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
 
 // === impl S3Settings ===
 
 impl S3Settings {
-    /// The settings of the environment; nothing if it has no key. The only place where these variables are read.
-    pub fn from_environment() -> Result<Option<Self>, String> {
+    /// The settings of the environment. The only place where these variables are read. Where it has no key, one is looked
+    /// for when the store is used.
+    pub fn from_environment() -> Result<Self, String> {
         Self::from_variables(|name| std::env::var(name).ok())
     }
 
-    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let value = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        let Some(key) = KeyPair::read(&value, &KEYS)? else { return Ok(None) };
+        let key = StoreKey::read(&value, &KEYS)?.unwrap_or_else(|| StoreKey::Chain(Chain::default()));
         let endpoint = match ENDPOINT.iter().find_map(|name| Some((name, value(name)?))) {
             Some((name, text)) => Some(source::link(&text).map_err(|error| format!("{name} {error}"))?),
             None => None,
         };
-        let region = match (REGION.iter().find_map(|name| value(name)), &endpoint) {
-            (Some(region), _) => region,
-            (None, Some(_)) => NO_REGION.to_owned(),
-            (None, None) => return Err("AWS_REGION is not set; set it to the region of the bucket".into()),
+        let region = REGION.iter().find_map(|name| value(name));
+        if let (None, None, StoreKey::Given { .. }) = (&region, &endpoint, &key) {
+            return Err("AWS_REGION is not set; set it to the region of the bucket".into());
+        }
+        Ok(Self { endpoint, region, key, trusted: true })
+    }
+
+    /// Its region; the chain's, where none is set.
+    pub(super) async fn region(&self, line: &Line) -> Result<Cow<'_, str>, Obstacle> {
+        if let Some(region) = &self.region {
+            return Ok(region.into());
+        }
+        // Where this machine is says nothing about another store than Amazon's.
+        let amazons = self.endpoint.is_none();
+        let found = match &self.key {
+            StoreKey::Given { .. } => None,
+            StoreKey::Chain(chain) => chain.region(amazons, line).await?,
         };
-        Ok(Some(Self {
-            endpoint,
-            region,
-            access_key_id: key.id,
-            secret_access_key: key.secret,
-            session_token: value("AWS_SESSION_TOKEN").map(Redacted::hidden),
-            trusted: true,
-        }))
+        match found {
+            Some(region) => Ok(region.into()),
+            None if amazons => Err(Obstacle::Missing(
+                "S3_REGION is not set, and neither a profile nor the machine's metadata says a region; set it to the \
+                 region of the bucket"
+                    .into(),
+            )),
+            None => Ok(NO_REGION.into()),
+        }
     }
 }
 
 /// An object of a store.
 pub(super) struct Object {
     fetching: Arc<Fetching>,
-    client: S3Client,
+    settings: S3Settings,
+    client: OnceCell<S3Client>,
     bucket: String,
     key: String,
     place: String,
@@ -116,21 +164,37 @@ pub(super) struct Object {
 
 impl Object {
     pub(super) fn new(fetching: Arc<Fetching>, settings: &S3Settings, bucket: &str, key: &str, place: &str) -> Self {
+        Self {
+            fetching,
+            settings: settings.clone(),
+            client: OnceCell::new(),
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            place: place.to_owned(),
+        }
+    }
+
+    async fn client(&self) -> Result<&S3Client, Failure> {
         // Names of buckets as names of hosts are Amazon's custom; paths work everywhere else.
-        let addressing = if settings.endpoint.is_some() { Addressing::Path } else { Addressing::Host };
-        let client = S3Client::new(settings, addressing, Checksums::Sdk, fetching.line.clone());
-        Self { fetching, client, bucket: bucket.to_owned(), key: key.to_owned(), place: place.to_owned() }
+        let addressing = if self.settings.endpoint.is_some() { Addressing::Path } else { Addressing::Host };
+        let line = &self.fetching.line;
+        let make = || async {
+            let region = Box::pin(self.settings.region(line)).await.map_err(|obstacle| self.kept_from(obstacle))?;
+            Ok(S3Client::new(&self.settings, &region, addressing, Checksums::Sdk, line.clone()))
+        };
+        self.client.get_or_try_init(make).await
     }
 
     /// Asks for the object, or the rest of it.
     pub(super) async fn open(&self, rest: Option<&Rest>, total: Option<u64>) -> Result<Opened, Failure> {
-        let mut request = self.client.sdk.get_object().bucket(&self.bucket).key(&self.key);
+        let client = self.client().await?;
+        let mut request = client.sdk.get_object().bucket(&self.bucket).key(&self.key);
         // A date has no `If-Range` here; stores always give a tag.
         let rest = rest.filter(|rest| matches!(rest.validator, Validator::ETag(_)));
         if let Some(rest) = rest {
             request = request.range(format!("bytes={}-", rest.from)).if_match(rest.validator.value());
         }
-        let answer = request.send().await.map_err(|error| self.refused(&error))?;
+        let answer = request.send().await.map_err(|error| self.refused(client, &error))?;
         let modified = answer.last_modified().and_then(|date| date.fmt(DateTimeFormat::HttpDate).ok());
         let length = answer.content_length().and_then(|length| u64::try_from(length).ok());
         let mut content = Content {
@@ -149,9 +213,16 @@ impl Object {
         Ok(Opened { start, length, content, flow: Flow::S3(answer.body) })
     }
 
-    fn refused(&self, error: &SdkError<GetObjectError>) -> Failure {
-        if let Some(below) = self.client.take_failure() {
-            return self.fetching.failure(below, &self.place);
+    fn kept_from(&self, obstacle: Obstacle) -> Failure {
+        match obstacle {
+            Obstacle::Missing(why) => FetchError::Configuration { place: self.place.clone(), why }.into(),
+            Obstacle::Net(error) => self.fetching.failure(error, &self.place),
+        }
+    }
+
+    fn refused(&self, client: &S3Client, error: &SdkError<GetObjectError>) -> Failure {
+        if let Some(obstacle) = client.take_failure() {
+            return self.kept_from(obstacle);
         }
         let Some(status) = error.raw_response().map(|answer| answer.status().as_u16()) else {
             return Trouble::new(TroubleKind::BrokenAnswer, "the request could not be made").into();
@@ -182,7 +253,7 @@ impl Object {
 mod tests {
     use super::*;
 
-    fn settings(variables: &[(&str, &str)]) -> Result<Option<S3Settings>, String> {
+    fn settings(variables: &[(&str, &str)]) -> Result<S3Settings, String> {
         S3Settings::from_variables(|name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         })
@@ -190,18 +261,23 @@ mod tests {
 
     #[test]
     fn the_environment_is_read_in_its_known_spellings() {
-        assert!(settings(&[("AWS_REGION", "eu-west-1")]).unwrap().is_none());
+        let chain = settings(&[("AWS_REGION", "eu-west-1"), ("AWS_SESSION_TOKEN", "of no key")]).unwrap();
+        assert!(matches!((&chain.key, chain.region.as_deref()), (StoreKey::Chain(_), Some("eu-west-1"))));
+        assert!(settings(&[]).unwrap().region.is_none());
         let aws = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "S3CR3T"), ("AWS_SESSION_TOKEN", "S3CR3T")];
-        let amazon = settings(&[&aws[..], &[("AWS_DEFAULT_REGION", "eu-west-1")]].concat()).unwrap().unwrap();
-        assert_eq!((amazon.region.as_str(), &amazon.endpoint), ("eu-west-1", &None));
+        let amazon = settings(&[&aws[..], &[("AWS_DEFAULT_REGION", "eu-west-1")]].concat()).unwrap();
+        assert_eq!((amazon.region.as_deref(), &amazon.endpoint), (Some("eu-west-1"), &None));
+        assert!(matches!(&amazon.key, StoreKey::Given { session_token: Some(_), .. }));
         assert!(!format!("{amazon:?}").contains("S3CR3T"));
         let runpod = [
             ("BUCKET_ACCESS_KEY_ID", "id"),
             ("BUCKET_SECRET_ACCESS_KEY", "key"),
             ("BUCKET_ENDPOINT_URL", "https://s3api-eu-ro-1.runpod.io/"),
+            ("AWS_SESSION_TOKEN", "of another key"),
         ];
-        let runpod = settings(&runpod).unwrap().unwrap();
-        assert_eq!((runpod.region.as_str(), runpod.access_key_id.expose().as_str()), (NO_REGION, "id"));
+        let runpod = settings(&runpod).unwrap();
+        let StoreKey::Given { id, session_token: None, .. } = &runpod.key else { panic!("{:?}", runpod.key) };
+        assert_eq!((&runpod.region, id.expose().as_str()), (&None, "id"));
     }
 
     #[test]

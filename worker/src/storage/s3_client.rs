@@ -10,7 +10,7 @@ use std::{
 use aws_sdk_s3::{
     Client,
     config::{
-        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+        BehaviorVersion, Credentials, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
         RuntimeComponents, StalledStreamProtectionConfig, http::HttpRequest, retry::RetryConfig,
         timeout::TimeoutConfig,
     },
@@ -28,7 +28,11 @@ use hyper::{
 };
 use url::Url;
 
-use super::{refusal::MAX_REFUSAL_BYTES, s3::S3Settings};
+use super::{
+    chain::{Asked, Obstacle},
+    refusal::MAX_REFUSAL_BYTES,
+    s3::{S3Settings, StoreKey},
+};
 use crate::net::{Body, Dialer, NetError, Patience, Trouble, TroubleKind};
 
 /// Makes connections, as long as the caller is patient.
@@ -77,30 +81,40 @@ pub(super) enum Checksums {
 pub(super) struct S3Client {
     pub(super) sdk: Client,
     /// Here, because only the SDK's own words would remain of it.
-    failure: Arc<Mutex<Option<NetError>>>,
+    failure: Arc<Mutex<Option<Obstacle>>>,
 }
 
 // === impl S3Client ===
 
 impl S3Client {
-    pub(super) fn new(settings: &S3Settings, addressing: Addressing, checksums: Checksums, line: Arc<Line>) -> Self {
+    /// `region`: see [`S3Settings::region`].
+    pub(super) fn new(
+        settings: &S3Settings,
+        region: &str,
+        addressing: Addressing,
+        checksums: Checksums,
+        line: Arc<Line>,
+    ) -> Self {
         let failure = Arc::new(Mutex::new(None));
-        let credentials = Credentials::new(
-            settings.access_key_id.expose(),
-            settings.secret_access_key.expose(),
-            settings.session_token.as_ref().map(|token| token.expose().clone()),
-            None,
-            "operator",
-        );
         let mut config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(settings.region.clone()))
-            .credentials_provider(credentials)
+            .region(Region::new(region.to_owned()))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .force_path_style(addressing == Addressing::Path)
-            .http_client(Carrier { line, trusted: settings.trusted, failure: failure.clone() });
+            .http_client(Carrier { line: line.clone(), trusted: settings.trusted, failure: failure.clone() });
+        config =
+            match &settings.key {
+                StoreKey::Given { id, secret, session_token } => {
+                    let token = session_token.as_ref().map(|token| token.expose().clone());
+                    config.credentials_provider(Credentials::new(id.expose(), secret.expose(), token, None, "operator"))
+                }
+                // The chain itself keeps what it found, for all clients.
+                StoreKey::Chain(chain) => config
+                    .identity_cache(IdentityCache::no_cache())
+                    .credentials_provider(Asked { chain: chain.clone(), line, obstacle: failure.clone() }),
+            };
         if checksums == Checksums::Caller {
             config = config
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -114,7 +128,7 @@ impl S3Client {
     }
 
     /// What went wrong below the SDK since the last time.
-    pub(super) fn take_failure(&self) -> Option<NetError> {
+    pub(super) fn take_failure(&self) -> Option<Obstacle> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -124,7 +138,7 @@ impl S3Client {
 struct Carrier {
     line: Arc<Line>,
     trusted: bool,
-    failure: Arc<Mutex<Option<NetError>>>,
+    failure: Arc<Mutex<Option<Obstacle>>>,
 }
 
 impl fmt::Debug for Carrier {
@@ -144,7 +158,7 @@ impl HttpConnector for Carrier {
         let carrier = self.clone();
         HttpConnectorFuture::new(async move {
             carrier.carry(request).await.map_err(|failure| {
-                *carrier.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                *carrier.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.into());
                 ConnectorError::other("the request failed".into(), None)
             })
         })
@@ -153,11 +167,7 @@ impl HttpConnector for Carrier {
 
 impl Carrier {
     async fn carry(&self, request: HttpRequest) -> Result<Response<SdkBody>, NetError> {
-        let odd = || NetError::from(Trouble::new(TroubleKind::BrokenAnswer, "the request could not be made"));
-        let url = Url::parse(request.uri()).map_err(|_| odd())?;
-        let mut request = request.try_into_http1x().map_err(|_| odd())?;
-        let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
-        *request.uri_mut() = target.parse().map_err(|_| odd())?;
+        let (url, request) = for_our_connections(request)?;
         let (head, body) = self.line.exchange(&url, request, self.trusted).await?;
         let status = head.status;
         let body = if status.is_success() {
@@ -168,4 +178,18 @@ impl Carrier {
         };
         Response::try_from(hyper::Response::from_parts(head, body)).map_err(|_| odd())
     }
+}
+
+/// A request of the SDK's as our connections take it, and where it goes.
+pub(super) fn for_our_connections(request: HttpRequest) -> Result<(Url, Request<SdkBody>), NetError> {
+    let url = Url::parse(request.uri()).map_err(|_| odd())?;
+    let mut request = request.try_into_http1x().map_err(|_| odd())?;
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    *request.uri_mut() = target.parse().map_err(|_| odd())?;
+    Ok((url, request))
+}
+
+/// What HTTP does not allow.
+pub(super) fn odd() -> NetError {
+    Trouble::new(TroubleKind::BrokenAnswer, "the request could not be made").into()
 }

@@ -49,6 +49,7 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 pub(super) struct Bucket<'a> {
     pub(super) sending: &'a Sending,
     pub(super) settings: &'a BucketSettings,
+    pub(super) region: String,
     job_id: &'a str,
     /// For requests without a body.
     pub(super) questions: S3Client,
@@ -65,9 +66,26 @@ pub(super) struct Target {
 // === impl Bucket ===
 
 impl<'a> Bucket<'a> {
-    pub(super) fn new(sending: &'a Sending, settings: &'a BucketSettings, job_id: &'a str) -> Self {
-        let questions = client(settings, sending.line.clone());
-        Self { sending, settings, job_id, questions, knows_checksums: AtomicBool::new(true) }
+    pub(super) async fn new(
+        sending: &'a Sending,
+        settings: &'a BucketSettings,
+        job_id: &'a str,
+    ) -> Result<Self, UploadError> {
+        let place = place(settings);
+        let mut attempts = sending.attempts(&place);
+        let region = loop {
+            match Box::pin(settings.s3.region(&sending.line)).await {
+                Ok(region) => break region.into_owned(),
+                Err(obstacle) => attempts.after(sending.kept_from(obstacle, &place)).await?,
+            }
+        };
+        let questions = client(settings, &region, sending.line.clone());
+        Ok(Self { sending, settings, region, job_id, questions, knows_checksums: AtomicBool::new(true) })
+    }
+
+    /// For requests with a body of so many bytes.
+    pub(super) fn client_for(&self, bytes: u64) -> Result<S3Client, UploadError> {
+        Ok(client(self.settings, &self.region, self.sending.line_for(bytes)?))
     }
 
     pub(super) fn target(&self, name: &str) -> Target {
@@ -78,7 +96,7 @@ impl<'a> Bucket<'a> {
 
     /// Finds out whether the bucket is there, as far as the key may ask.
     pub(super) async fn look(&self) -> Result<(), UploadError> {
-        let place = format!("s3://{}", self.settings.bucket);
+        let place = place(self.settings);
         let mut attempts = self.sending.attempts(&place);
         loop {
             let asked = self.questions.sdk.head_bucket().bucket(&self.settings.bucket).send().await;
@@ -86,7 +104,7 @@ impl<'a> Bucket<'a> {
             let failure = match StoreRefusal::of(&error) {
                 Some(refusal) if refusal.status == 404 => return Err(UploadError::NoSuchBucket { place }),
                 // The answer has no body; the region says why it is refused.
-                Some(refusal) if matches!(refusal.status, 301 | 307 | 400) && refusal.elsewhere(self.settings) => {
+                Some(refusal) if matches!(refusal.status, 301 | 307 | 400) && refusal.elsewhere(&self.region) => {
                     return Err(UploadError::WrongRegion { place, region: refusal.region });
                 }
                 // A key that may put and get need not be allowed to ask.
@@ -117,7 +135,7 @@ impl<'a> Bucket<'a> {
     }
 
     async fn put(&self, measured: &Measured, target: &Target) -> Result<(), UploadError> {
-        let client = client(self.settings, self.sending.line_for(measured.whole.bytes)?);
+        let client = self.client_for(measured.whole.bytes)?;
         let mut attempts = self.sending.attempts(&target.place);
         loop {
             let Err(failure) = self.put_once(&client, measured, target).await else { return Ok(()) };
@@ -221,8 +239,8 @@ impl<'a> Bucket<'a> {
         key: &str,
         bytes: u64,
     ) -> Failure {
-        if let Some(below) = client.take_failure() {
-            return self.sending.failure(below, place);
+        if let Some(obstacle) = client.take_failure() {
+            return self.sending.kept_from(obstacle, place);
         }
         match StoreRefusal::of(error) {
             Some(refusal) => refusal.meaning(place, key, bytes),
@@ -234,9 +252,13 @@ impl<'a> Bucket<'a> {
     }
 }
 
-pub(super) fn client(settings: &BucketSettings, line: Arc<Line>) -> S3Client {
+fn place(settings: &BucketSettings) -> String {
+    format!("s3://{}", settings.bucket)
+}
+
+fn client(settings: &BucketSettings, region: &str, line: Arc<Line>) -> S3Client {
     let addressing = if settings.path_style { Addressing::Path } else { Addressing::Host };
-    S3Client::new(&settings.s3, addressing, Checksums::Caller, line)
+    S3Client::new(&settings.s3, region, addressing, Checksums::Caller, line)
 }
 
 pub(super) fn length(bytes: u64) -> i64 {

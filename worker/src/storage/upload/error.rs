@@ -191,6 +191,14 @@ pub enum UploadError {
         /// The time there was.
         deadline: Duration,
     },
+    /// Neither the settings nor AWS's usual places have what opens the store.
+    #[error("{place}: {why}")]
+    NotSetUp {
+        /// Where.
+        place: String,
+        /// What is missing, and what to set.
+        why: String,
+    },
     /// The operator's settings do not suffice.
     #[error("files cannot be delivered: {0}")]
     Configuration(String),

@@ -23,6 +23,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ pub use names::MAX_NAME_BYTES;
 pub(crate) use names::problem as name_problem;
 pub use settings::{BucketSettings, LINK_LIFETIME, LONGEST_LINK_LIFETIME, SHORTEST_LINK_LIFETIME, Store};
 
-use super::{SourceError, SourcePolicy, source};
+use super::{SourceError, SourcePolicy, StoreKey, source};
 use crate::{net::Network, redacted::Redacted};
 use bucket::Bucket;
 use measured::Measured;
@@ -155,7 +156,7 @@ pub async fn deliver(
 pub async fn look(store: &Store, network: &Network, limits: &UploadLimits) -> Result<(), UploadError> {
     let Store::Bucket(settings) = store else { return Ok(()) };
     let sending = Sending::new(network, limits, &CancellationToken::new())?;
-    Bucket::new(&sending, settings, "").look().await
+    Bucket::new(&sending, settings, "").await?.look().await
 }
 
 fn check(job_id: &str, files: &[Artifact]) -> Result<(), UploadError> {
@@ -207,13 +208,15 @@ impl Delivery<'_> {
         progress: &(dyn Fn(UploadProgress) + Send + Sync),
     ) -> Result<Delivered, UploadError> {
         let bucket = match self.store {
-            Store::Bucket(settings) => Some(Bucket::new(self.sending, settings, self.job_id)),
-            Store::Local => None,
+            Store::Bucket(settings) if measured.iter().any(|file| !self.is_given(file)) => {
+                Some(Bucket::new(self.sending, settings, self.job_id).await?)
+            }
+            _ => None,
         };
-        if let Some(bucket) = bucket.as_ref().filter(|_| measured.iter().any(|file| !self.is_given(file))) {
+        if let Some(bucket) = &bucket {
             bucket.look().await?;
         }
-        let mut delivered = Delivered { warnings: self.warnings(measured), ..Delivered::default() };
+        let (mut delivered, mut ends) = (Delivered::default(), None);
         let of_bytes = measured.iter().map(|file| file.whole.bytes).sum();
         let (there, mut checked) = (AtomicU64::new(0), false);
         for (number, file) in measured.iter().enumerate() {
@@ -223,6 +226,7 @@ impl Delivery<'_> {
             };
             match self.one(file, bucket.as_ref(), &sent).await? {
                 Some((place, sent)) => {
+                    ends = ends.into_iter().chain(self.store.key_ends()).min();
                     if let (Place::Link(link), Some(bucket), false) = (&place, &bucket, checked) {
                         bucket.opens(link).await?;
                         checked = true;
@@ -235,6 +239,7 @@ impl Delivery<'_> {
             let bytes = there.load(Ordering::Relaxed);
             progress(UploadProgress { files: number + 1, of_files: measured.len(), bytes, of_bytes });
         }
+        delivered.warnings = self.warnings(measured, ends);
         Ok(delivered)
     }
 
@@ -275,7 +280,8 @@ impl Delivery<'_> {
         self.upload_links.contains_key(&file.name)
     }
 
-    fn warnings(&self, measured: &[Measured]) -> Vec<String> {
+    /// `ends`: when the first link ends with the key that signed it.
+    fn warnings(&self, measured: &[Measured], ends: Option<SystemTime>) -> Vec<String> {
         let known: BTreeSet<&str> = measured.iter().map(|file| file.name.as_str()).collect();
         let unknown = self.upload_links.keys().filter(|name| !known.contains(name.as_str()));
         let mut warnings: Vec<String> = unknown
@@ -286,7 +292,10 @@ impl Delivery<'_> {
             Store::Local if measured.iter().any(|file| !self.is_given(file)) => warnings
                 .push("files without a link in upload_urls are not delivered, because the worker has no bucket".into()),
             Store::Local => {}
-            Store::Bucket(_) => warnings.extend(self.store.warning()),
+            Store::Bucket(settings) => match settings.s3.key {
+                StoreKey::Given { .. } => warnings.extend(self.store.warning()),
+                StoreKey::Chain(_) => warnings.extend(ends.and_then(|end| settings.warning_of(end))),
+            },
         }
         warnings
     }

@@ -7,7 +7,7 @@ use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    bucket::{Bucket, NOTE, SignedBody, Target, client, length},
+    bucket::{Bucket, NOTE, SignedBody, Target, length},
     error::{Failure, UploadError},
     limits::UploadLimits,
     measured::{Measured, Piece},
@@ -51,7 +51,7 @@ impl Bucket<'_> {
         let upload = self.begin(measured, target).await?;
         open.is(&upload);
         let most = measured.parts.iter().map(|part| part.bytes).max().unwrap_or_default();
-        let client = client(self.settings, self.sending.line_for(most)?);
+        let client = self.client_for(most)?;
         let mut completed = Vec::with_capacity(measured.parts.len());
         for (part, number) in measured.parts.iter().zip(1..) {
             let tag = self.part(&client, measured, part, number, target, &upload).await?;
@@ -201,7 +201,7 @@ impl Removal {
 
     async fn run(self) {
         let Ok(sending) = Sending::new(&self.network, &self.limits, &CancellationToken::new()) else { return };
-        let bucket = Bucket::new(&sending, &self.settings, "");
+        let Ok(bucket) = Bucket::new(&sending, &self.settings, "").await else { return };
         match &self.upload {
             Some(upload) => {
                 if let Err(error) = self.remove(&bucket, upload).await {

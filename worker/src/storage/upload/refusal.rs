@@ -6,10 +6,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::http::Headers;
 use hyper::header::HeaderMap;
 
-use super::{
-    error::{Failure, UploadError},
-    settings::BucketSettings,
-};
+use super::error::{Failure, UploadError};
 use crate::redacted::shown_path;
 use crate::storage::{
     error::{Trouble, TroubleKind},
@@ -59,9 +56,9 @@ impl StoreRefusal {
         matches!(self.status, 400 | 501) && (self.code.is_empty() || unknown.contains(&self.code.as_str()))
     }
 
-    /// Whether the store says that the bucket is in another region than the settings.
-    pub(super) fn elsewhere(&self, settings: &BucketSettings) -> bool {
-        self.status != 400 || self.region.as_ref().is_some_and(|region| *region != settings.s3.region)
+    /// Whether the store says that the bucket is in another region than this one.
+    pub(super) fn elsewhere(&self, region: &str) -> bool {
+        self.status != 400 || self.region.as_ref().is_some_and(|theirs| theirs != region)
     }
 
     /// What it means for a request that brings so many bytes to `place`. `key`: the key of the object, so that nothing

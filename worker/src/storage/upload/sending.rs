@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     net::{self, Dialer, NetError, Network, Patience},
-    storage::{error::Trouble, expiry::for_people, s3_client::Line},
+    storage::{chain::Obstacle, error::Trouble, expiry::for_people, s3_client::Line},
 };
 
 /// What all requests of one delivery share.
@@ -52,6 +52,14 @@ impl Sending {
             NetError::Cancelled => UploadError::Cancelled.into(),
             NetError::Deadline(_) => UploadError::Deadline { place, deadline: self.limits.deadline }.into(),
             NetError::Trouble(trouble) => Trouble::from(trouble).into(),
+        }
+    }
+
+    /// What became of a request that was not even made, or has no answer.
+    pub(super) fn kept_from(&self, obstacle: Obstacle, place: &str) -> Failure {
+        match obstacle {
+            Obstacle::Missing(why) => UploadError::NotSetUp { place: place.to_owned(), why }.into(),
+            Obstacle::Net(error) => self.failure(error, place),
         }
     }
 

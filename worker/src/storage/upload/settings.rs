@@ -1,19 +1,11 @@
 //! Where results go: a bucket of an S3 store, or the disk of this machine. Read once, at the start.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
 use super::{endpoint::Endpoint, names};
-use crate::{
-    redacted::Redacted,
-    storage::{
-        S3Settings,
-        s3::{KeyPair, NO_REGION},
-        s3_client::Addressing,
-        source,
-    },
-};
+use crate::storage::{Chain, S3Settings, StoreKey, s3::AWS_KEYS, s3_client::Addressing, source};
 
 /// Lifetime of links unless the operator says otherwise.
 pub const LINK_LIFETIME: Duration = Duration::from_secs(24 * HOUR);
@@ -35,7 +27,6 @@ const LINK_HOURS: &str = "S3_LINK_HOURS";
 /// Pairs of variables that hold the two halves of a key.
 const KEYS: [(&str, &str); 3] =
     [("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"), AWS_KEYS];
-const AWS_KEYS: (&str, &str) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
 /// The fields of a job's `s3Config`, and the operator's variables that mean the same.
 const JOBS: [(&str, &str); 6] = [
     ("endpointUrl", RESULT_ENDPOINT),
@@ -45,6 +36,8 @@ const JOBS: [(&str, &str); 6] = [
     ("objectPath", PREFIX[0]),
     ("region", OWN_REGION[1]),
 ];
+const NO_KEY: &str =
+    "there is a bucket for results but no key for it; set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY";
 /// Longest name of a bucket: the oldest ones of Amazon.
 const MAX_BUCKET_BYTES: usize = 255;
 
@@ -77,17 +70,20 @@ type Variable<'a> = dyn Fn(&str) -> Option<String> + 'a;
 // === impl Store ===
 
 impl Store {
-    /// Reads the settings. Without the name of a bucket and without `BUCKET_ENDPOINT_URL` results stay on this machine.
+    /// Reads the settings. Without the name of a bucket and without `BUCKET_ENDPOINT_URL` results stay on this machine;
+    /// without a key one is looked for in AWS's usual places, when the bucket is used.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let value = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         if first(&value, &BUCKET).or_else(|| first(&value, &[RESULT_ENDPOINT])).is_none() {
             return Ok(Self::Local);
         }
-        BucketSettings::read(&value).map(|settings| Self::Bucket(Box::new(settings)))
+        let chain = || Ok(StoreKey::Chain(Chain::default()));
+        BucketSettings::read(&value, chain).map(|settings| Self::Bucket(Box::new(settings)))
     }
 
     /// The store that a job brings along: RunPod's `s3Config`, an object with `endpointUrl`, `bucketName`, `accessId`,
-    /// `accessSecret` and, if need be, `objectPath` and `region`. A stranger chose it, so its address must be a public one.
+    /// `accessSecret` and, if need be, `objectPath` and `region`. A stranger chose it, so its address must be a public one,
+    /// and no key of this machine's opens it.
     pub fn of_job(config: &Value, plain_http: bool) -> Result<Self, String> {
         let named = |name: &str| JOBS.iter().find(|(_, variable)| *variable == name).map(|(field, _)| *field);
         let value = |name: &str| {
@@ -97,7 +93,7 @@ impl Store {
         let in_words_of_job = |error: String| {
             JOBS.iter().fold(error, |error, (field, variable)| error.replace(variable, &format!("s3Config.{field}")))
         };
-        let mut settings = BucketSettings::read(&value).map_err(in_words_of_job)?;
+        let mut settings = BucketSettings::read(&value, || Err(NO_KEY.to_owned())).map_err(in_words_of_job)?;
         let encrypted = settings.s3.endpoint.as_ref().is_none_or(|endpoint| endpoint.scheme() == "https");
         if !encrypted && !plain_http {
             return Err("s3Config.endpointUrl is not encrypted; use https://".into());
@@ -114,11 +110,23 @@ impl Store {
                  their addresses are file:// ones, which nobody else can open"
                     .into(),
             ),
-            Self::Bucket(settings) => settings.s3.session_token.is_some().then(|| {
-                "the key of the bucket is lent for a time (AWS_SESSION_TOKEN): links to results end with it, however \
-                 long they are made for"
-                    .into()
-            }),
+            Self::Bucket(settings) => match &settings.s3.key {
+                StoreKey::Given { session_token: Some(_), .. } => Some(
+                    "the key of the bucket is lent for a time (AWS_SESSION_TOKEN): links to results end with it, \
+                     however long they are made for"
+                        .into(),
+                ),
+                StoreKey::Given { session_token: None, .. } => None,
+                StoreKey::Chain(_) => settings.warning_of(self.key_ends()?),
+            },
+        }
+    }
+
+    /// When the key ends that made the latest links, if that is known.
+    pub(super) fn key_ends(&self) -> Option<SystemTime> {
+        match self {
+            Self::Local => None,
+            Self::Bucket(settings) => settings.s3.key.ends(),
         }
     }
 }
@@ -126,7 +134,8 @@ impl Store {
 // === impl BucketSettings ===
 
 impl BucketSettings {
-    fn read(value: &Variable<'_>) -> Result<Self, String> {
+    /// `otherwise`: what opens the bucket where no key is set.
+    fn read(value: &Variable<'_>, otherwise: impl FnOnce() -> Result<StoreKey, String>) -> Result<Self, String> {
         let named = first(value, &BUCKET).map(|(_, bucket)| bucket);
         let endpoint = match first(value, &ENDPOINT) {
             Some((name, text)) => {
@@ -146,16 +155,16 @@ impl BucketSettings {
         if !prefix.is_empty() {
             names::check(&prefix).map_err(|error| format!("{name}: {error}"))?;
         }
-        let region = region(value, endpoint.as_ref())?;
+        let given = StoreKey::read(value, &KEYS)?;
+        let region = region(value, endpoint.as_ref(), given.is_none())?;
         let path_style = match value(PATH_STYLE).map(|text| text.to_ascii_lowercase()).as_deref() {
             Some("1" | "true" | "yes" | "on") => true,
             Some("0" | "false" | "no" | "off") => false,
             Some(_) => return Err(format!("{PATH_STYLE} is neither true nor false")),
             None => endpoint.as_ref().is_some_and(|endpoint| endpoint.addressing == Addressing::Path),
         };
-        let (access_key_id, secret_access_key, session_token) = key(value)?;
-        let endpoint = endpoint.map(|endpoint| endpoint.base);
-        let s3 = S3Settings { endpoint, region, access_key_id, secret_access_key, session_token, trusted: true };
+        let key = given.map_or_else(otherwise, Ok)?;
+        let s3 = S3Settings { endpoint: endpoint.map(|endpoint| endpoint.base), region, key, trusted: true };
         Ok(Self { s3, bucket, prefix, path_style, link_lifetime: link_lifetime(value)? })
     }
 
@@ -164,32 +173,35 @@ impl BucketSettings {
         let slash = if self.prefix.is_empty() { "" } else { "/" };
         format!("{}{slash}{job_id}/{name}", self.prefix)
     }
+
+    /// What users should know where links end before their time, because the key that signed them does.
+    pub(super) fn warning_of(&self, end: SystemTime) -> Option<String> {
+        let sooner = end < SystemTime::now() + self.link_lifetime;
+        sooner.then(|| {
+            format!(
+                "the key of the bucket was lent to this machine until {}: links to results end then, however long they \
+                 are made for",
+                httpdate::fmt_http_date(end)
+            )
+        })
+    }
 }
 
-fn region(value: &Variable<'_>, endpoint: Option<&Endpoint>) -> Result<String, String> {
+/// `found`: whether the key, and with it perhaps the region, is found later.
+fn region(value: &Variable<'_>, endpoint: Option<&Endpoint>, found: bool) -> Result<Option<String>, String> {
     let said = endpoint.and_then(|endpoint| endpoint.region.clone());
     let set = |names: &[&str]| first(value, names).map(|(_, region)| region);
     if let Some(region) = set(&OWN_REGION).or(said).or_else(|| set(&AWS_REGION)) {
-        return Ok(region);
+        return Ok(Some(region));
     }
     match endpoint {
         Some(endpoint) if endpoint.supabase => {
             Err("S3_REGION is not set; Supabase Storage needs the region of the project".into())
         }
-        Some(_) => Ok(NO_REGION.to_owned()),
+        Some(_) => Ok(None),
+        None if found => Ok(None),
         None => Err("S3_REGION is not set; set it to the region of the bucket".into()),
     }
-}
-
-type Key = (Redacted<String>, Redacted<String>, Option<Redacted<String>>);
-
-fn key(value: &Variable<'_>) -> Result<Key, String> {
-    let key = KeyPair::read(value, &KEYS)?.ok_or(
-        "there is a bucket for results but no key for it; set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY",
-    )?;
-    // The token belongs to that pair alone.
-    let session_token = value("AWS_SESSION_TOKEN").filter(|_| key.names == AWS_KEYS).map(Redacted::hidden);
-    Ok((key.id, key.secret, session_token))
 }
 
 fn link_lifetime(value: &Variable<'_>) -> Result<Duration, String> {
@@ -238,7 +250,10 @@ mod tests {
     #[test]
     fn settings_are_read_in_their_known_spellings() {
         let runpod = bucket(&[&KEY[..], &[("BUCKET_ENDPOINT_URL", "https://b.s3.eu-west-1.amazonaws.com")]].concat());
-        assert_eq!((runpod.bucket.as_str(), runpod.path_style, runpod.s3.region.as_str()), ("b", false, "eu-west-1"));
+        assert_eq!(
+            (runpod.bucket.as_str(), runpod.path_style, runpod.s3.region.as_deref()),
+            ("b", false, Some("eu-west-1"))
+        );
         assert_eq!((runpod.link_lifetime, runpod.key_of("j", "a")), (LINK_LIFETIME, "j/a".into()));
         assert!(!format!("{runpod:?}").contains("S3CR3T"));
 
@@ -266,7 +281,19 @@ mod tests {
         ];
         let supabase = bucket(&supabase);
         assert_eq!(supabase.s3.endpoint.as_ref().unwrap().path(), "/storage/v1/s3");
-        assert!(supabase.path_style && supabase.s3.session_token.is_none());
+        assert!(supabase.path_style && matches!(supabase.s3.key, StoreKey::Given { session_token: None, .. }));
+    }
+
+    #[test]
+    fn without_a_key_one_is_looked_for_later() {
+        let amazon = bucket(&[("BUCKET_NAME", "b")]);
+        assert!(matches!(amazon.s3.key, StoreKey::Chain(_)) && amazon.s3.region.is_none());
+        let other = bucket(&[("BUCKET_NAME", "b"), ("S3_ENDPOINT", "https://h"), ("AWS_REGION", "r")]);
+        assert!(matches!(other.s3.key, StoreKey::Chain(_)) && other.s3.region.as_deref() == Some("r"));
+        let day = other.link_lifetime;
+        assert!(Store::Bucket(Box::new(other.clone())).warning().is_none());
+        assert!(other.warning_of(SystemTime::now() + day / 2).unwrap().contains(" GMT: links to results end then"));
+        assert!(other.warning_of(SystemTime::now() + day * 2).is_none());
     }
 
     #[test]
@@ -295,6 +322,10 @@ mod tests {
         assert!(with("endpointUrl", json!("http://h")).contains("https://"));
         assert!(with("endpointUrl", json!("https://s3api-eu-ro-1.runpod.io")).starts_with("s3Config.endpointUrl is a"));
         assert!(with("objectPath", json!("a/../b")).starts_with("s3Config.objectPath"));
+        let mut without = config.clone();
+        (without["accessId"], without["accessSecret"]) = (Value::Null, Value::Null);
+        let error = Store::of_job(&without, false).unwrap_err();
+        assert!(error.contains("no key for it; set s3Config.accessId and s3Config.accessSecret"), "{error}");
         assert!(with("bucketName", json!(7)).starts_with("s3Config.bucketName is not set"));
         let supabase = with("endpointUrl", json!("https://r.supabase.co/storage/v1/s3"));
         assert!(supabase.starts_with("s3Config.region is not set"), "{supabase}");
@@ -319,6 +350,5 @@ mod tests {
         assert!(error(&supabase).contains("Supabase"));
         let half = [("BUCKET_NAME", "b"), ("S3_REGION", "r"), ("BUCKET_ACCESS_KEY_ID", "id")];
         assert_eq!(read(&half).unwrap_err(), "BUCKET_SECRET_ACCESS_KEY is not set, but BUCKET_ACCESS_KEY_ID is");
-        assert!(read(&half[..2]).unwrap_err().contains("no key"));
     }
 }

@@ -26,7 +26,13 @@ impl Bucket<'_> {
         let fail = |why: &str| UploadError::Configuration(format!("no link can be made: {why}"));
         let lifetime = PresigningConfig::expires_in(self.settings.link_lifetime);
         let lifetime = lifetime.map_err(|_| fail("its lifetime is too long"))?;
-        let request = self.questions.sdk.get_object().bucket(&self.settings.bucket).key(self.target(name).key);
+        let target = self.target(name);
+        let mut attempts = self.sending.attempts(&target.place);
+        // A link ends with the key that signed it.
+        while let Err(obstacle) = self.settings.s3.key.renew(&self.sending.line).await {
+            attempts.after(self.sending.kept_from(obstacle, &target.place)).await?;
+        }
+        let request = self.questions.sdk.get_object().bucket(&self.settings.bucket).key(target.key);
         let signed = request.presigned(lifetime).await.map_err(|_| fail("the SDK cannot sign it"))?;
         Ok(Redacted::url(Url::parse(signed.uri()).map_err(|_| fail("it is no URL"))?))
     }

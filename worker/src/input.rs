@@ -44,7 +44,9 @@ pub(crate) struct FetchOptions {
 impl FetchOptions {
     /// What jobs of strangers may name: no files of this machine.
     pub(crate) fn of_strangers(&self) -> anyhow::Result<SourcePolicy> {
-        Ok(SourcePolicy { local_files: false, ..self.policy()? })
+        let policy = self.policy()?;
+        let s3 = policy.s3.filter(S3Settings::is_named);
+        Ok(SourcePolicy { local_files: false, s3, ..policy })
     }
 
     /// The certificates of the authorities that are trusted as well.

@@ -127,6 +127,12 @@ impl S3Settings {
         Ok(Self { endpoint, region, key, trusted: true })
     }
 
+    /// Whether the operator has named it. What is only found on the machine is not meant for jobs of strangers, who could name
+    /// whatever the machine's role opens.
+    pub(crate) fn is_named(&self) -> bool {
+        self.endpoint.is_some() || matches!(self.key, StoreKey::Given { .. })
+    }
+
     /// Its region; the chain's, where none is set.
     pub(super) async fn region(&self, line: &Line) -> Result<Cow<'_, str>, Obstacle> {
         if let Some(region) = &self.region {
@@ -278,6 +284,15 @@ mod tests {
         let runpod = settings(&runpod).unwrap();
         let StoreKey::Given { id, session_token: None, .. } = &runpod.key else { panic!("{:?}", runpod.key) };
         assert_eq!((&runpod.region, id.expose().as_str()), (&None, "id"));
+    }
+
+    #[test]
+    fn what_a_machine_merely_has_is_named_by_nobody() {
+        assert!(!settings(&[]).unwrap().is_named());
+        assert!(!settings(&[("AWS_REGION", "eu-west-1")]).unwrap().is_named());
+        assert!(settings(&[("S3_ENDPOINT", "https://h")]).unwrap().is_named());
+        let key = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "key"), ("AWS_REGION", "r")];
+        assert!(settings(&key).unwrap().is_named());
     }
 
     #[test]

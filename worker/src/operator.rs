@@ -115,7 +115,9 @@ fn folders(volume: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     );
     let (jobs, cache) = (volume.join(JOBS), volume.join(CACHE));
     for folder in [&jobs, &cache] {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| {
+            format!("cannot create {}; check that the volume has room and can be written to", folder.display())
+        })?;
     }
     Ok((jobs, cache))
 }

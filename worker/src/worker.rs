@@ -71,6 +71,12 @@ struct SdkFlags {
     /// How much is logged: TRACE, DEBUG, INFO, WARN or ERROR.
     #[arg(long = "rp_log_level", value_name = "LEVEL")]
     log_level: Option<LevelFilter>,
+    /// No effect: one job at a time is done here.
+    #[arg(long = "rp_api_concurrency", value_name = "NUMBER", hide = true)]
+    api_concurrency: Option<u32>,
+    /// No effect: it is Python's debugger.
+    #[arg(long = "rp_debugger", hide = true)]
+    debugger: bool,
 }
 
 /// How a worker ended.
@@ -157,9 +163,9 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
             test_input::FILE
         );
     };
-    let refresh = operator::switch(variable, REFRESH).map_err(anyhow::Error::msg)?;
-    let side_by_side =
-        operator::number(variable, CONCURRENCY, 1..=MOST_AT_ONCE).map_err(anyhow::Error::msg)?.unwrap_or(1);
+    let refresh = operator::switch(variable, REFRESH);
+    let side_by_side = operator::number(variable, CONCURRENCY, 1..=MOST_AT_ONCE);
+    let wrong = refresh.as_ref().err().or(side_by_side.as_ref().err()).cloned();
     let network = Network { extra_root_certificates: options.fetching.root_certificates()?, ..Network::default() };
     let worker = endpoints.worker.clone();
     let client = Client::new(endpoints, network, ClientLimits::default()).map_err(anyhow::Error::msg)?;
@@ -169,6 +175,7 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
         volume: options.volume(),
         fetching: options.fetching,
         worker,
+        wrong: wrong.map(|why| Unfit { check: "settings", why }),
         training: OnceCell::new(),
         telling: OnceLock::new(),
         unfit: Mutex::default(),
@@ -181,7 +188,8 @@ async fn serve(options: Options) -> anyhow::Result<Option<String>> {
         }
     }
     let serving = Serving::new(client.clone(), able.clone(), Pace::default());
-    serving.refreshing(refresh).side_by_side(side_by_side).run(&leave).await?;
+    let serving = serving.refreshing(refresh.unwrap_or_default());
+    serving.side_by_side(side_by_side.ok().flatten().unwrap_or(1)).run(&leave).await?;
     if let Some(telling) = able.telling.get() {
         telling.settle(LAST_NEWS).await;
     }
@@ -199,6 +207,8 @@ struct Able {
     volume: Option<PathBuf>,
     fetching: FetchOptions,
     worker: String,
+    /// What is wrong with the worker's own settings.
+    wrong: Option<Unfit>,
     training: OnceCell<Training>,
     /// Whose last messages are waited for.
     telling: OnceLock<Telling>,
@@ -213,6 +223,7 @@ impl Able {
     /// What trains; looked at anew until everything is there.
     async fn training(&self) -> Result<&Training, Unfit> {
         let prepare = || async {
+            self.wrong.clone().map_or(Ok(()), Err)?;
             // Looked for each time: it may be mounted late.
             let usual = || VOLUMES.map(PathBuf::from).into_iter().find(|path| path.is_dir());
             let volume = self.volume.clone().or_else(usual).unwrap_or_else(|| VOLUMES[0].into());

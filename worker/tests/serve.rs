@@ -274,8 +274,18 @@ fn one_job_is_run_without_a_server() {
 #[test]
 fn the_sdks_flags_of_a_worker_serve() {
     let data = tempfile::tempdir().unwrap();
-    let mut command =
-        program(&["worker", "--rp_serve_api", "--rp_api_port", "0", "--rp_api_host", "localhost", "--volume"]);
+    let mut command = program(&[
+        "worker",
+        "--rp_serve_api",
+        "--rp_api_port",
+        "0",
+        "--rp_api_host",
+        "localhost",
+        "--rp_api_concurrency",
+        "2",
+        "--rp_debugger",
+        "--volume",
+    ]);
     let server = Server::of(command.arg(data.path()), None);
     assert_eq!(server.ask("POST", "/runsync", r#"{"input": {}}"#).1["status"], "FAILED");
     assert!(data.path().join("brightrun/serve/queue.sqlite").is_file());

@@ -157,6 +157,8 @@ async fn a_machine_without_the_gpus_it_was_rented_with_and_a_broken_model_are_to
         ("RUNPOD_MIN_MEMORY_GB", "1000000", "memory", "GB of memory are free"),
         ("MODEL_PATH", path, "model", "there is no config.json"),
         ("MODEL_PATHS", "[]", "settings", "MODEL_PATHS must be a JSON object"),
+        ("BRIGHTRUN_CONCURRENCY", "0", "settings", "a number from 1 to 16"),
+        ("BRIGHTRUN_REFRESH_WORKER", "maybe", "settings", "neither true nor false"),
         ("BUCKET_ENDPOINT_URL", "https://s3api-eu-ro-1.runpod.io", "settings", "RunPod network volume"),
     ];
     for (name, value, check, says) in troubles {

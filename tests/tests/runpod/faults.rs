@@ -24,9 +24,9 @@ async fn a_platform_that_refuses_to_give_jobs_is_not_stormed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_is_said_until_it_arrives() {
-    for fault in
-        [Fault::status(500), Fault::status(503), Fault::status(429), Fault::dropped(), Fault::closed(), Fault::cut()]
-    {
+    // The platform may not know a job, or a key, for a moment.
+    let statuses = [500, 503, 429, 401, 403, 404, 409].map(Fault::status);
+    for fault in statuses.into_iter().chain([Fault::dropped(), Fault::closed(), Fault::cut()]) {
         let bench = Bench::start();
         bench.platform.fault(Route::Done, fault, Extent::Times(4));
         let job = bench.platform.submit(json!({ "steps": 1 }));
@@ -53,6 +53,43 @@ async fn a_result_that_is_too_large_is_not_even_tried() {
     let job = bench.platform.submit(json!({ "bytes": 3_000_000 }));
     let error = bench.ends(&job, Status::Failed).await.error.unwrap();
     assert!(error.contains("3000013 bytes"), "{error}");
+    bench.goes().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_the_platform_knows_no_more_is_not_answered_for_ever() {
+    let bench = Bench::start();
+    let job = bench.platform.submit(json!({ "steps": 20, "pause": 20 }));
+    bench.platform.fault(Route::Done, Fault::status(404).for_job(&job), Extent::UntilMended);
+    let next = bench.platform.submit(json!({ "steps": 1 }));
+    bench.ends(&next, Status::Completed).await;
+    let answers = bench.platform.seen_on(Route::Done);
+    let bodies: Vec<_> =
+        answers.iter().filter_map(|seen| seen.json()).filter(|body| body.get("error").is_some()).collect();
+    assert!(bodies.is_empty(), "a result is not replaced by an error: {bodies:?}");
+    assert_eq!(answers.len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_waits_for_any_more_is_given_up() {
+    let bench = Bench::start();
+    let job = bench.platform.submit(json!({ "steps": 1 }));
+    bench.platform.fault(Route::Done, Fault::status(503).for_job(&job), Extent::UntilMended);
+    bench.platform.until_count(Route::Done, 2, PATIENCE).await.unwrap();
+    bench.platform.cancel(&job);
+    let next = bench.platform.submit(json!({ "steps": 1 }));
+    bench.ends(&next, Status::Completed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_be_read_is_told_so() {
+    let bench = Bench::start();
+    // Deeper than is read; the platform takes it.
+    let deep = (0..200).fold(json!(0), |inner, _| json!([inner]));
+    let job = bench.platform.submit(json!({ "x": deep }));
+    let view = bench.ends(&job, Status::Failed).await;
+    let body = view.results[0].to_string();
+    assert!(body.contains("its JSON is wrong: recursion limit exceeded"), "{body}");
     bench.goes().await;
 }
 

@@ -20,6 +20,19 @@ async fn bodies_that_are_too_large_are_refused_before_they_are_read() {
         assert!(refused.status == 413 && refused.json()["error"].is_string(), "{refused:?}");
         assert_eq!(refused.headers["connection"], "close");
     }
+    // Who sends all of it before reading an answer gets one, too.
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let head = format!(
+        "POST /run HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        bench.address,
+        12 << 20
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..12 {
+        stream.write_all(&vec![b' '; 1 << 20]).await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(reply(stream).await.status, 413);
     // The same where it is not announced.
     let mut stream = TcpStream::connect(bench.address).await.unwrap();
     let head = format!(
@@ -29,10 +42,9 @@ async fn bodies_that_are_too_large_are_refused_before_they_are_read() {
     stream.write_all(head.as_bytes()).await.unwrap();
     let piece = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
     for _ in 0..11 {
-        if stream.write_all(piece.as_bytes()).await.is_err() {
-            break;
-        }
+        stream.write_all(piece.as_bytes()).await.unwrap();
     }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
     assert_eq!(reply(stream).await.status, 413);
     // One that just fits is taken.
     let large = json!({ "input": { "x": "x".repeat((10 << 20) - 200) } });

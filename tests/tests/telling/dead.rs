@@ -107,6 +107,21 @@ async fn nobody_waits_for_a_receiver_that_is_not_there() {
     is_bounded(tells(&policy, "https://nowhere.example/").await);
 }
 
+/// A job may be over before a receiver has failed again and again.
+#[tokio::test]
+async fn a_receiver_that_has_not_heard_of_progress_is_named_in_the_result() {
+    let server = FaultServer::start().await.unwrap();
+    server.on(PATH, [Reply::status(404), Reply::status(200)]);
+    let telling = telling(&policy(&server), impatient(), &[]);
+    let told = telling.begin(&job(&server.url(&format!("{PATH}?key=S3CR3T"))), "job");
+    soon(|| !told.warnings().is_empty()).await;
+    let warnings = told.warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("HTTP 404") && !warnings[0].contains("S3CR3T"), "{warnings:?}");
+    // One that has heard the next is not.
+    told.progress(&at("training", 1));
+    soon(|| told.warnings().is_empty()).await;
+}
+
 #[tokio::test]
 async fn a_receiver_that_fails_again_and_again_hears_of_the_end_only() {
     let server = FaultServer::start().await.unwrap();

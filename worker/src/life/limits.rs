@@ -19,6 +19,8 @@ const RESERVE: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TimeLimit {
     all: Option<Duration>,
+    /// Whether its life is what ends first.
+    of_life: bool,
 }
 
 // === impl TimeLimit ===
@@ -30,10 +32,11 @@ impl TimeLimit {
         let milliseconds = |name: &str, least: u64| {
             policy.get(name).and_then(Value::as_u64).map(|time| Duration::from_millis(time.clamp(least, LONGEST)))
         };
-        let execution = milliseconds("executionTimeout", SHORTEST_EXECUTION);
-        let life = milliseconds("ttl", SHORTEST_LIFE).or(life).map(|life| life.saturating_sub(waited));
         // What a job says of its execution replaces what the endpoint says.
-        Self { all: execution.or(operators).into_iter().chain(life).min() }
+        let execution = milliseconds("executionTimeout", SHORTEST_EXECUTION).or(operators);
+        let life = milliseconds("ttl", SHORTEST_LIFE).or(life).map(|life| life.saturating_sub(waited));
+        let of_life = life.is_some_and(|life| execution.is_none_or(|execution| life < execution));
+        Self { all: execution.into_iter().chain(life).min(), of_life }
     }
 
     /// What the operator says; an error names what is wrong with it.
@@ -48,6 +51,11 @@ impl TimeLimit {
     /// So long it may work; the rest is for ending in order. `None`: as long as it takes.
     pub fn to_work(&self) -> Option<Duration> {
         self.all.map(|all| all - RESERVE.min(all / 5))
+    }
+
+    /// What a job says to have more time.
+    pub fn policy(&self) -> &'static str {
+        if self.of_life { "policy.ttl" } else { "policy.executionTimeout" }
     }
 
     /// All of it.
@@ -77,6 +85,16 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_that_counts_has_a_name() {
+        let named =
+            |policy: Value| TimeLimit::of(&policy, Some(Duration::from_secs(600)), None, Duration::ZERO).policy();
+        assert_eq!(named(json!({ "ttl": 60_000 })), "policy.ttl");
+        assert_eq!(named(json!({ "ttl": 3_600_000 })), "policy.executionTimeout");
+        assert_eq!(named(json!({ "ttl": 3_600_000, "executionTimeout": 7_200_000 })), "policy.ttl");
+        assert_eq!(named(Value::Null), "policy.executionTimeout");
+    }
+
+    #[test]
     fn a_life_that_nobody_names_counts_from_the_arrival_in_the_queue() {
         let day = Some(Duration::from_secs(24 * 3600));
         let hours = |policy: Value| TimeLimit::of(&policy, None, day, Duration::from_secs(3600)).whole().unwrap();
@@ -93,7 +111,9 @@ mod tests {
 
     #[test]
     fn there_is_time_to_end_in_order() {
-        let work = |seconds| TimeLimit { all: Some(Duration::from_secs(seconds)) }.to_work().unwrap().as_secs();
+        let work = |seconds| {
+            TimeLimit { all: Some(Duration::from_secs(seconds)), of_life: false }.to_work().unwrap().as_secs()
+        };
         assert_eq!((work(600), work(3600), work(0)), (480, 3300, 0));
     }
 

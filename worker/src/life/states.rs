@@ -9,6 +9,7 @@
 //! Every arrow may end in [`Ending`] in place of the next state; then the job is over here.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::Span;
+use url::Url;
 
 use super::{
     ending,
@@ -40,6 +42,7 @@ use crate::{
     input,
     job::{self, Dataset, JobSpec, Overrides},
     local_run::{self, Places},
+    redacted::Redacted,
     storage::{
         self, FetchLimits, Source,
         upload::{self, Artifact, Store, UploadLimits},
@@ -52,6 +55,11 @@ use crate::{
 const REQUEST: &str = "request.sha256";
 /// Between two attempts to get a job that another worker has.
 const WAIT: Duration = Duration::from_secs(5);
+/// Without it a job has no result.
+const ADAPTER: &str = "adapter_model.safetensors";
+/// So long the store that a job brings along may take to say whether it takes results.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
+const STORE_ATTEMPTS: u32 = 3;
 /// Name of a job that has none that could be a folder's.
 const FALLBACK_ID: &str = "job";
 
@@ -75,6 +83,8 @@ pub(super) struct Understood {
     task: Arc<Task>,
     spec: JobSpec,
     store: Store,
+    /// Whether the store came with the job.
+    brought: bool,
     base: Found,
     /// What it asks for, as a hash.
     request: String,
@@ -136,10 +146,12 @@ impl Received {
             Some(config) => Store::of_job(config.expose(), settings.sources.plain_http)?,
             None => settings.store.clone(),
         };
+        deliverable(&spec.uploads, &store, settings.sources.plain_http)?;
         let base = settings.models.find(&spec.base_model, &settings.jobs)?;
         base.check()?;
         let request = digest(&spec);
-        Ok(Understood { task, spec, store, base, request })
+        let brought = job.store.is_some();
+        Ok(Understood { task, spec, store, brought, base, request })
     }
 }
 
@@ -205,6 +217,7 @@ impl Claimed {
     /// Brings its data here.
     pub(super) async fn fetch(self) -> Next<Fetched> {
         let Understood { task, spec, base, request, .. } = &self.understood;
+        self.look_at_store().await?;
         atomic::write(&self.folder.join(REQUEST), request.as_bytes()).map_err(|error| error.to_string())?;
         let mut warnings = spec.warnings.clone();
         warnings.extend(base.warning.clone());
@@ -227,6 +240,18 @@ impl Claimed {
         let price = spec.gpu.usd_per_hour.or(task.settings.usd_per_hour).or_else(|| spec.gpu.usual_price());
         let run = local_run::spec(spec, places, price, warnings);
         Ok(Fetched { claimed: self, run })
+    }
+
+    /// Whether a store that came with the job takes results: found out before it is trained. The operator's was looked at when
+    /// this worker began.
+    async fn look_at_store(&self) -> Result<(), String> {
+        let Understood { task, store, brought, .. } = &self.understood;
+        if !brought {
+            return Ok(());
+        }
+        let limits = UploadLimits { deadline: STORE_PATIENCE, attempts: STORE_ATTEMPTS, ..UploadLimits::default() };
+        let looked = task.over.run_until_cancelled(upload::look(store, &task.settings.sources.network, &limits)).await;
+        looked.unwrap_or(Ok(())).map_err(|error| format!("s3Config: results could not be delivered: {error}"))
     }
 
     /// Whether it is still this worker's; otherwise it is over here.
@@ -319,6 +344,23 @@ impl Task {
     }
 }
 
+/// What can be said before any work about the links by which results are to be delivered.
+fn deliverable(uploads: &BTreeMap<String, Redacted<Url>>, store: &Store, plain_http: bool) -> Result<(), String> {
+    let is_open = |link: &Redacted<Url>| link.expose().scheme() != "https" && !plain_http;
+    if let Some((name, _)) = uploads.iter().find(|(_, link)| is_open(link)) {
+        return Err(format!(
+            "upload_urls.{name}: links that are not encrypted are not allowed here; use an https:// link"
+        ));
+    }
+    if !uploads.is_empty() && matches!(store, Store::Local) && !uploads.contains_key(ADAPTER) {
+        return Err(format!(
+            "upload_urls: there is no link for {ADAPTER}, and the worker has no bucket, so the adapter could not be delivered; \
+             add one"
+        ));
+    }
+    Ok(())
+}
+
 fn on_volume(folder: &Path) -> impl Fn(io::Error) -> String {
     move |error| format!("{}: {error}; the operator checks that the volume is there and has room", folder.display())
 }
@@ -337,4 +379,27 @@ fn digest(spec: &JobSpec) -> String {
         "parameters": spec.parameters,
     });
     hex::encode(Sha256::digest(asked.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_delivered_is_not_trained() {
+        let links = |links: &[(&str, &str)]| -> BTreeMap<String, Redacted<Url>> {
+            links.iter().map(|(name, link)| ((*name).to_owned(), Redacted::url(link.parse().unwrap()))).collect()
+        };
+        let (open, config) =
+            (links(&[(ADAPTER, "http://h/x?s=S3CR3T")]), links(&[("adapter_config.json", "https://h/x")]));
+        let error = deliverable(&open, &Store::Local, false).unwrap_err();
+        assert!(error.starts_with("upload_urls.adapter_model.safetensors: ") && !error.contains("S3CR3T"), "{error}");
+        assert_eq!(deliverable(&open, &Store::Local, true), Ok(()));
+        assert!(
+            deliverable(&config, &Store::Local, false).unwrap_err().contains("no link for adapter_model.safetensors")
+        );
+        assert_eq!(deliverable(&links(&[]), &Store::Local, false), Ok(()));
+        let bucket = json!({ "bucketName": "b", "accessId": "a", "accessSecret": "s", "region": "us-east-1" });
+        assert_eq!(deliverable(&config, &Store::of_job(&bucket, false).unwrap(), false), Ok(()));
+    }
 }

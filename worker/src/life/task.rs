@@ -131,23 +131,24 @@ impl Task {
 
     /// What the owner of a job reads whose time is over, or would be.
     pub(super) fn out_of_time(&self, steps: Option<u64>) -> String {
-        let minutes = |time: Duration| time.as_secs().div_ceil(60);
-        let may = minutes(self.limit.whole().unwrap_or_default());
+        let (whole, policy) = (self.limit.whole().unwrap_or_default(), self.limit.policy());
+        let may = spoken(whole);
         if let Some(planned) = self.planned.get() {
             return format!(
-                "training would take about {} minutes, and the job may take {may}. Send it again with a longer \
-                 policy.executionTimeout (the operator sets what holds for all), or with fewer epochs",
-                minutes(*planned)
+                "training would take about {}, and the job may take {may}. Send it again with a longer {policy} (the operator \
+                 sets what holds for all), or with fewer epochs",
+                spoken(*planned)
             );
         }
         let saved = match steps {
             Some(steps) if steps > 0 => format!("{steps} steps are saved"),
             _ => "nothing is trained yet".to_owned(),
         };
-        format!(
-            "the job may take {may} minutes, and they are nearly over; {saved}. Send it again with the same job_id and a longer \
-             policy.executionTimeout, and it goes on from there"
-        )
+        let over = match whole.is_zero() {
+            true => "the job's time was over when it came here".to_owned(),
+            false => format!("the job may take {may}, and they are nearly over"),
+        };
+        format!("{over}; {saved}. Send it again with the same job_id and a longer {policy}, and it goes on from there")
     }
 
     /// Leaves the last numbers of a short job to be seen: whoever asks now and then sees only what is shown at that moment.
@@ -198,6 +199,12 @@ impl Task {
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Short times in seconds, for in minutes one and the same would be longer than itself.
+fn spoken(time: Duration) -> String {
+    let seconds = time.as_secs_f64().ceil() as u64;
+    if seconds < 120 { format!("{seconds} seconds") } else { format!("{} minutes", seconds.div_ceil(60)) }
 }
 
 #[cfg(test)]
@@ -258,6 +265,19 @@ mod tests {
         assert!(told.contains("about 90 minutes") && told.contains("may take 60"), "{told}");
         assert!(!super::tests::task(Value::Null, Duration::ZERO).is_too_long(f64::INFINITY));
         assert!(task.is_too_long(f64::INFINITY) && !task.is_too_long(f64::NAN.max(0.0)));
+    }
+
+    #[tokio::test]
+    async fn times_are_told_so_that_they_can_be_compared() {
+        let short = task(json!({ "executionTimeout": 10_000 }), Duration::ZERO);
+        assert!(short.is_too_long(55.0));
+        let told = short.out_of_time(None);
+        assert!(told.contains("about 55 seconds, and the job may take 10 seconds. Send"), "{told}");
+        let late =
+            Task { limit: TimeLimit::of(&json!({ "ttl": 60_000 }), None, None, Duration::from_secs(90)), ..short };
+        let told = Task { planned: OnceLock::new(), ..late }.out_of_time(None);
+        assert!(told.starts_with("the job's time was over when it came here; nothing"), "{told}");
+        assert!(told.contains("a longer policy.ttl,"), "{told}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,10 @@ use crate::{net::Backoff, newest::Newest, work::Answer};
 /// Largest answer that is sent: the platform drops results that are larger without a word.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
+/// So often a job's end is told to a platform that does not know the job: it may be wrong for a moment, and a result is worth
+/// more than the seconds that this takes.
+const MOST_UNKNOWN: u32 = 5;
+
 /// How often something is said.
 #[derive(Debug, Clone)]
 pub struct Pace {
@@ -38,7 +42,7 @@ impl Default for Pace {
 pub(super) enum Final {
     /// The platform has it.
     Acknowledged,
-    /// The platform wants neither it nor a short error in its place: it does not know the job any more.
+    /// The platform does not know the job any more, or wants neither the answer nor a short error in its place.
     Refused(u16),
 }
 
@@ -85,6 +89,7 @@ impl Answering {
             shortened = true;
         }
         let mut backoff = Backoff::new(self.pace.first_pause, self.pace.longest_pause);
+        let mut unknown = 0;
         loop {
             match self.client.answer(&self.job, body.clone()).await {
                 Acknowledged::Yes => return Final::Acknowledged,
@@ -96,11 +101,14 @@ impl Answering {
                     body = short(&format!("the platform refused its result with HTTP {status}"));
                     shortened = true;
                 }
-                Acknowledged::NotYet(why) => {
-                    let pause = backoff.pause();
-                    tracing::warn!("the answer did not arrive: {why}; again in {:.1} s", pause.as_secs_f64());
-                    sleep(pause).await;
+                Acknowledged::Unknown(status) => {
+                    unknown += 1;
+                    if unknown >= MOST_UNKNOWN {
+                        return Final::Refused(status);
+                    }
+                    wait(&mut backoff, &format!("it answered HTTP {status}")).await;
                 }
+                Acknowledged::NotYet(why) => wait(&mut backoff, &why).await,
             }
         }
     }
@@ -109,6 +117,12 @@ impl Answering {
     pub(super) async fn fall_silent(&self) {
         self.shown.fall_silent().await;
     }
+}
+
+async fn wait(backoff: &mut Backoff, why: &str) {
+    let pause = backoff.pause();
+    tracing::warn!("the answer did not arrive: {why}; again in {:.1} s", pause.as_secs_f64());
+    sleep(pause).await;
 }
 
 fn short(why: &str) -> Bytes {
@@ -120,7 +134,9 @@ async fn tell(client: &Client, job: &str, output: Value) -> ControlFlow<()> {
     let body = Bytes::from(json!({ "status": "IN_PROGRESS", "output": output }).to_string());
     match client.answer(job, body).await {
         Acknowledged::Yes => {}
-        Acknowledged::Refused(status) => tracing::debug!("progress was refused with HTTP {status}"),
+        Acknowledged::Refused(status) | Acknowledged::Unknown(status) => {
+            tracing::debug!("progress was refused with HTTP {status}");
+        }
         Acknowledged::NotYet(why) => tracing::debug!("progress did not arrive: {why}"),
     }
     ControlFlow::Continue(())

@@ -13,11 +13,11 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::endpoints::Endpoints;
-use crate::{
-    net::{self, Dialer, NetError, Network, Patience, Trouble, TroubleKind},
-    work::Job,
+use super::{
+    arrived::{Arrived, Contents},
+    endpoints::Endpoints,
 };
+use crate::net::{self, Dialer, NetError, Network, Patience, Trouble, TroubleKind};
 
 /// Largest answer that is read: the largest job that the platform accepts has 20 MB.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
@@ -56,7 +56,7 @@ impl Default for ClientLimits {
 #[derive(Debug)]
 pub(super) enum Taken {
     /// Jobs; without any, none was there.
-    Jobs(Vec<Job>),
+    Jobs(Vec<Arrived>),
     /// The platform wants to be asked later.
     Later(String),
     /// The platform, or the way to it, does not work.
@@ -68,8 +68,10 @@ pub(super) enum Taken {
 pub(super) enum Acknowledged {
     /// It has it.
     Yes,
-    /// It does not want it, and will not want it later.
+    /// It finds it wrong, and will find it wrong later.
     Refused(u16),
+    /// It does not know the job, or wants no answer to it any more.
+    Unknown(u16),
     /// It did not get it.
     NotYet(String),
 }
@@ -108,10 +110,12 @@ impl Client {
         };
         match answer.status {
             200 => {
-                // What cannot be read is taken for nothing, as the platform's own workers do.
-                let (jobs, nameless) = jobs_of(serde_json::from_slice(&answer.body).unwrap_or(Value::Null));
+                let Contents { jobs, nameless, garbled } = Contents::read(&answer.body);
                 if nameless > 0 {
                     tracing::warn!("the platform sent {nameless} jobs without an id, which nobody can answer");
+                }
+                if jobs.is_empty() && garbled {
+                    return Taken::Trouble("its answer is not JSON, and no job can be seen in it".into());
                 }
                 Taken::Jobs(jobs)
             }
@@ -141,8 +145,9 @@ impl Client {
         match answer {
             Ok(answer) => match answer.status {
                 200..=299 => Acknowledged::Yes,
-                // Not now is not never.
-                408 | 425 | 429 => Acknowledged::NotYet(format!("it answered HTTP {}", answer.status)),
+                // Not now is not never. Whose key is not taken gets no other job either, so there is time.
+                401 | 403 | 408 | 425 | 429 => Acknowledged::NotYet(format!("it answered HTTP {}", answer.status)),
+                status @ (404 | 409 | 410) => Acknowledged::Unknown(status),
                 status @ 400..=499 => Acknowledged::Refused(status),
                 status => Acknowledged::NotYet(format!("it answered HTTP {status}")),
             },
@@ -232,37 +237,4 @@ impl Client {
 struct Answer {
     status: u16,
     body: Vec<u8>,
-}
-
-/// The jobs of an answer: an object is one, an array several. The second value counts what is none.
-fn jobs_of(answer: Value) -> (Vec<Job>, usize) {
-    let found = match answer {
-        Value::Array(values) => values,
-        Value::Null => Vec::new(),
-        value => vec![value],
-    };
-    let count = found.len();
-    let jobs: Vec<Job> = found.into_iter().filter_map(Job::read).collect();
-    let nameless = count - jobs.len();
-    (jobs, nameless)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn one_or_several_jobs_come_at_once() {
-        let text =
-            r#"{"delayTime": 0, "error": "", "id": "0", "input": 7, "retries": 0, "status": 200, "s3Config": {}}"#;
-        let hub = jobs_of(serde_json::from_str(text).unwrap());
-        assert_eq!((hub.0[0].id.as_str(), &hub.0[0].input), ("0", &json!(7)));
-        let (jobs, nameless) =
-            jobs_of(json!([{"id": "a", "input": {"x": 1}}, {"id": 5}, {"input": {}}, "x", {"id": ""}]));
-        let ids: Vec<&str> = jobs.iter().map(|job| job.id.as_str()).collect();
-        assert_eq!((ids, nameless), (vec!["a", "5"], 3));
-        assert_eq!(jobs_of(Value::Null), (vec![], 0));
-    }
 }

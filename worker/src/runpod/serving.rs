@@ -15,6 +15,7 @@ use tracing::Instrument;
 
 use super::{
     answering::{Answering, Final, Pace},
+    arrived::Arrived,
     client::{Client, Taken},
     heartbeat::heartbeat,
     held::{Held, Holding},
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     log,
     net::Backoff,
-    work::{self, Answer, Ended, Job, Show, Work},
+    work::{self, Answer, Ended, Show, Work},
 };
 
 /// An answer without jobs that comes sooner is no long poll, and is not asked for again at once.
@@ -106,23 +107,28 @@ impl<W: Work> Serving<W> {
                 beside(taking, &mut running).await
             };
             // All are here from now on, also those that wait for others.
-            waiting.extend(took.into_iter().map(|job| (self.held.hold(&job.id), job)));
+            waiting.extend(took.into_iter().map(|arrived| (self.held.hold(&arrived.id), arrived)));
         }
         // What is here is not dropped, and knows that it is to end.
         running.extend(waiting.into_iter().map(|job| self.one(job, leave, &no_more)));
         while running.next().await.is_some() {}
     }
 
-    async fn one(&self, (holding, job): (Holding, Job), leave: &CancellationToken, no_more: &CancellationToken) {
-        let span = log::job(&job.id);
-        self.carry_out(job, &holding.stop, leave).instrument(span).await;
+    async fn one(
+        &self,
+        (holding, arrived): (Holding, Arrived),
+        leave: &CancellationToken,
+        no_more: &CancellationToken,
+    ) {
+        let span = log::job(&arrived.id);
+        self.carry_out(arrived, &holding.stop, leave).instrument(span).await;
         if self.refreshing {
             no_more.cancel();
         }
     }
 
     /// Asks the platform for jobs once, and pauses where it should not be asked again at once.
-    async fn take(&self, room: usize, busy: bool, no_more: &CancellationToken, backoff: &mut Backoff) -> Vec<Job> {
+    async fn take(&self, room: usize, busy: bool, no_more: &CancellationToken, backoff: &mut Backoff) -> Vec<Arrived> {
         let begin = Instant::now();
         let taken = tokio::select! {
             biased;
@@ -156,12 +162,16 @@ impl<W: Work> Serving<W> {
         Vec::new()
     }
 
-    async fn carry_out(&self, job: Job, stop: &CancellationToken, leave: &CancellationToken) {
-        let id = job.id.clone();
+    async fn carry_out(&self, Arrived { id, job }: Arrived, stop: &CancellationToken, leave: &CancellationToken) {
         let answering = Arc::new(Answering::begin(self.client.clone(), &id, self.pace.clone()));
         let showing = answering.clone();
         let show = Show::new(move |output| showing.progress(output));
-        let work = self.work.carry_out(job, show, stop.clone(), leave.clone());
+        let work = async {
+            match job {
+                Ok(job) => self.work.carry_out(job, show, stop.clone(), leave.clone()).await,
+                Err(why) => Ended::Answered(Answer { error: Some(why), ..Answer::default() }),
+            }
+        };
         let ended = work::guarded(work).await.unwrap_or_else(|| Ended::Answered(self.fault()));
         let ended = if stop.is_cancelled() { Ended::Stopped } else { ended };
         match ended {
@@ -170,6 +180,7 @@ impl<W: Work> Serving<W> {
                 let said = tokio::select! {
                     said = answering.end(&answer) => Some(said),
                     () = after(leave, LAST_WORDS) => None,
+                    () = stop.cancelled() => return tracing::info!("job {id} was stopped by the platform"),
                 };
                 match said {
                     Some(Final::Acknowledged) => tracing::info!("job {id} is answered"),

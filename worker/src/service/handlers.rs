@@ -25,6 +25,10 @@ use super::{
 /// Largest bodies, as RunPod takes them.
 const MAX_RUN_BYTES: usize = 10 << 20;
 const MAX_RUN_SYNC_BYTES: usize = 20 << 20;
+/// So much more than may be is still read, for so long, and thrown away: most clients read no answer before they have sent all, and
+/// a connection that is closed meanwhile tells them nothing.
+const MOST_DISCARDED: usize = 64 << 20;
+const DISCARDING: Duration = Duration::from_secs(20);
 /// So many bodies are taken apart at the same time: each takes many times its size in memory.
 const PARSED_AT_ONCE: usize = 4;
 
@@ -147,18 +151,22 @@ impl Handlers {
         Ok(id)
     }
 
-    async fn read(&self, head: &Parts, body: Incoming, most: usize) -> Result<Vec<u8>, Declined> {
+    async fn read(&self, head: &Parts, mut body: Incoming, most: usize) -> Result<Vec<u8>, Declined> {
         let too_large = || {
             let why = format!("the body may have {} MB at most; put data where dataset_url leads", most >> 20);
             Declined::unread(StatusCode::PAYLOAD_TOO_LARGE, why)
         };
         let announced = head.headers.get(hyper::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         if announced.and_then(|length| length.parse::<usize>().ok()).is_some_and(|length| length > most) {
+            discard(body);
             return Err(too_large());
         }
-        match timeout(self.settings.limits.body, Limited::new(body, most).collect()).await {
+        match timeout(self.settings.limits.body, Limited::new(&mut body, most).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                discard(body);
+                Err(too_large())
+            }
             Ok(Err(_)) => Err(Declined::unread(StatusCode::BAD_REQUEST, "the body did not arrive whole")),
             Err(_) => Err(Declined::unread(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
         }
@@ -215,6 +223,12 @@ impl Handlers {
         let fault = |_| Declined::broken("the server has a fault; see its log");
         spawn_blocking(move || work(&queue)).await.map_err(fault)
     }
+}
+
+/// Lets a client send what nobody wants, on the side; its answer is on the way already.
+fn discard(body: Incoming) {
+    let mut body = Limited::new(body, MOST_DISCARDED);
+    tokio::spawn(timeout(DISCARDING, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
 /// How long a request wants to wait.

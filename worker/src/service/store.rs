@@ -60,6 +60,11 @@ pub(super) enum StoreError {
     Folder(String, io::Error),
     #[error("{0} was written by a newer brightrun; use that one, or give this one another folder with --data")]
     Newer(String),
+    #[error(
+        "{0} cannot be opened: {1}; see that its disk has room and works. A damaged file can be moved away, and the queue is empty \
+         then"
+    )]
+    Unreadable(String, rusqlite::Error),
     #[error("the queue's file: {0}; see that its disk has room and works")]
     Database(#[from] rusqlite::Error),
 }
@@ -112,18 +117,8 @@ impl Store {
         let path: PathBuf = folder.join(FILE);
         // SQLite gives its other files the mode of this one.
         drop(own_file(&path).map_err(failed(&path))?);
-        let connection = Connection::open(&path)?;
-        connection.busy_timeout(BUSY)?;
-        connection.pragma_update(None, "journal_mode", "wal")?;
-        connection.pragma_update(None, "synchronous", "full")?;
-        // What is deleted or replaced is overwritten.
-        connection.pragma_update(None, "secure_delete", true)?;
-        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version > VERSION {
-            return Err(StoreError::Newer(shown(&path)));
-        }
-        connection.execute_batch(TABLE)?;
-        connection.pragma_update(None, "user_version", VERSION)?;
+        let opened = connection(&path).map_err(|error| StoreError::Unreadable(shown(&path), error))?;
+        let connection = opened.ok_or_else(|| StoreError::Newer(shown(&path)))?;
         Ok(Self { connection, _lock: lock })
     }
 
@@ -282,6 +277,23 @@ fn forget(transaction: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
         transaction.execute(sql, params![id, input.to_string()])?;
     }
     Ok(())
+}
+
+/// A connection to this file, which has its tables then; nothing where a newer program has written it.
+fn connection(path: &Path) -> rusqlite::Result<Option<Connection>> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    // What is deleted or replaced is overwritten.
+    connection.pragma_update(None, "secure_delete", true)?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > VERSION {
+        return Ok(None);
+    }
+    connection.execute_batch(TABLE)?;
+    connection.pragma_update(None, "user_version", VERSION)?;
+    Ok(Some(connection))
 }
 
 /// A file that only its owner may read.

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -47,6 +47,8 @@ struct Route<L> {
     notes: Notes,
     /// In a row.
     failures: AtomicU32,
+    /// Why the newest progress was not heard, as long as no note says it.
+    unheard: Mutex<Option<String>>,
 }
 
 // === impl Channel ===
@@ -58,7 +60,13 @@ impl<L: Listener> Channel<L> {
         let pause =
             move |told: &Value, new: &Value| if told.get("stage") == new.get("stage") { progress } else { change };
         let failures = AtomicU32::new(0);
-        let route = Arc::new(Route { listener, limits: limits.clone(), notes: notes.clone(), failures });
+        let route = Arc::new(Route {
+            listener,
+            limits: limits.clone(),
+            notes: notes.clone(),
+            failures,
+            unheard: Mutex::default(),
+        });
         let telling = route.clone();
         let tell = move |output| {
             let route = telling.clone();
@@ -70,6 +78,12 @@ impl<L: Listener> Channel<L> {
     /// What is new. It never waits.
     pub(super) fn progress(&self, output: &Value) {
         self.newest.put(output.clone());
+    }
+
+    /// What the job's owner should know before the end, where nobody listens and no note says so yet.
+    pub(super) fn unheard(&self) -> Option<String> {
+        let why = self.route.unheard().clone()?;
+        Some(format!("{} was not told of progress: {why}", self.route.listener.name()))
     }
 
     /// How it ended, once what is on its way has arrived or failed; without an end it is silence. It never waits.
@@ -92,6 +106,7 @@ impl<L: Listener> Route<L> {
         let why = match self.listener.send(message, self.limits.answer).await {
             Heard::Yes => {
                 self.failures.store(0, Ordering::Relaxed);
+                *self.unheard() = None;
                 return ControlFlow::Continue(());
             }
             Heard::NotNow(why) | Heard::Never(why) => why,
@@ -99,13 +114,19 @@ impl<L: Listener> Route<L> {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         if failures < self.limits.failures {
             tracing::debug!("{} was not told of progress: {why}", self.listener.name());
+            *self.unheard() = Some(why);
             return ControlFlow::Continue(());
         }
+        *self.unheard() = None;
         let name = self.listener.name();
         self.notes.take(format!(
             "{name} was not told of progress {failures} times in a row ({why}), and hears of the end only"
         ));
         ControlFlow::Break(())
+    }
+
+    fn unheard(&self) -> MutexGuard<'_, Option<String>> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn end(&self, last: Last) {

@@ -204,7 +204,8 @@ impl Told {
 
     /// What the job's owner should know of those who could not be told so far.
     pub fn warnings(&self) -> Vec<String> {
-        self.notes.all()
+        let unheard = self.callback.as_ref().and_then(Channel::unheard);
+        self.notes.all().into_iter().chain(unheard).collect()
     }
 
     /// How the job ended; after it nothing is told any more. It never waits: [`Telling::settle`] does.

@@ -117,5 +117,5 @@ fn what_is_no_database_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(FILE), "x".repeat(4096)).unwrap();
     let error = Store::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("queue's file"), "{error}");
+    assert!(error.contains("queue.sqlite cannot be opened") && error.contains("moved away"), "{error}");
 }

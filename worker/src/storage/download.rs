@@ -25,7 +25,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// Where the bytes come from.
 pub(super) enum Origin {
     Link(Link),
-    Object(Object),
+    Object(Box<Object>),
 }
 
 impl Origin {

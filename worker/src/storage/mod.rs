@@ -94,7 +94,7 @@ pub async fn fetch(
             let missing = "no S3 store is set up here; use an https:// link";
             let settings = policy.s3.as_ref().ok_or_else(|| configuration(missing.into()))?;
             let object = s3::Object::new(fetching.clone(), settings, bucket, key, &place);
-            (Origin::Object(object), format!("s3://{bucket}/{key}"))
+            (Origin::Object(Box::new(object)), format!("s3://{bucket}/{key}"))
         }
         Source::Link(url) => {
             let mut identity = url.expose().clone();

@@ -11,8 +11,19 @@ const GUIDE: &str = "runpod/README.md";
 const PAGES: [&str; 3] = [GUIDE, "docs/worker.md", "docs/delivery.md"];
 /// What settings begin with.
 const PREFIXES: [&str; 8] = ["BRIGHTRUN_", "MODEL_", "BUCKET_", "S3_", "AWS_", "RUNPOD_", "RUST_", "SUPABASE_"];
-/// What others read: the platform, the log's filter by its own name for it, the guide's own shell.
-const OF_OTHERS: [&str; 3] = ["RUNPOD_INIT_TIMEOUT", "RUST_LOG", "RUNPOD_API_KEY"];
+/// What others read: the platform, the log's filter by its own name for it, the guide's own shell, AWS's SDK.
+const OF_OTHERS: [&str; 10] = [
+    "RUNPOD_INIT_TIMEOUT",
+    "RUST_LOG",
+    "RUNPOD_API_KEY",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_EC2_METADATA_DISABLED",
+];
 
 /// Everything that looks like the name of a setting.
 fn settings(text: &str) -> BTreeSet<String> {

@@ -109,7 +109,7 @@ async fn a_job_that_ends_the_program_again_and_again_is_given_up() {
     bench.until(&running, "IN_PROGRESS").await;
     let mut images = vec![image(folder.path())];
     bench.goes().await;
-    for _ in 0..9 {
+    for _ in 0..29 {
         let again = Bench::at(settings(images.last().unwrap().path())).await;
         again.until(&running, "IN_PROGRESS").await;
         images.push(image(images.last().unwrap().path()));
@@ -118,7 +118,7 @@ async fn a_job_that_ends_the_program_again_and_again_is_given_up() {
     }
     let last = Bench::at(settings(images.last().unwrap().path())).await;
     let told = last.until(&running, "FAILED").await;
-    assert!(told["error"].as_str().unwrap().contains("ended 10 times"), "{told}");
+    assert!(told["error"].as_str().unwrap().contains("ended 30 times"), "{told}");
     last.until(&waiting, "COMPLETED").await;
     last.goes().await;
 }

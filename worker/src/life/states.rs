@@ -346,11 +346,8 @@ impl Task {
 
 /// What can be said before any work about the links by which results are to be delivered.
 fn deliverable(uploads: &BTreeMap<String, Redacted<Url>>, store: &Store, plain_http: bool) -> Result<(), String> {
-    let is_open = |link: &Redacted<Url>| link.expose().scheme() != "https" && !plain_http;
-    if let Some((name, _)) = uploads.iter().find(|(_, link)| is_open(link)) {
-        return Err(format!(
-            "upload_urls.{name}: links that are not encrypted are not allowed here; use an https:// link"
-        ));
+    for (name, link) in uploads {
+        upload::check_link(link, plain_http).map_err(|error| format!("upload_urls.{name}: {error}"))?;
     }
     if !uploads.is_empty() && matches!(store, Store::Local) && !uploads.contains_key(ADAPTER) {
         return Err(format!(
@@ -395,6 +392,9 @@ mod tests {
         let error = deliverable(&open, &Store::Local, false).unwrap_err();
         assert!(error.starts_with("upload_urls.adapter_model.safetensors: ") && !error.contains("S3CR3T"), "{error}");
         assert_eq!(deliverable(&open, &Store::Local, true), Ok(()));
+        let over = "https://h/x?X-Amz-Date=20200101T000000Z&X-Amz-Expires=60&X-Amz-Signature=S3CR3T";
+        let error = deliverable(&links(&[(ADAPTER, over)]), &Store::Local, false).unwrap_err();
+        assert!(error.contains("expired") && !error.contains("S3CR3T"), "{error}");
         assert!(
             deliverable(&config, &Store::Local, false).unwrap_err().contains("no link for adapter_model.safetensors")
         );

@@ -22,7 +22,7 @@ use super::{
 use crate::{redacted::Redacted, work::Job};
 
 /// Jobs under which the program ended so often are not begun again: it is probably their doing.
-const MOST_BROKEN: u32 = 10;
+const MOST_BROKEN: u32 = 30;
 
 /// Why something is not done.
 #[derive(Debug, Error)]

@@ -56,7 +56,7 @@ impl Default for Limits {
             keep: Duration::from_secs(30 * 24 * 3600),
             connections: 256,
             waiting: 128,
-            head: Duration::from_secs(20),
+            head: Duration::from_secs(10),
             body: Duration::from_secs(60),
             // As RunPod was seen to do.
             webhook_pauses: vec![Duration::from_secs(5), Duration::from_secs(20)],

@@ -125,7 +125,10 @@ pub(super) fn joined(base: &Url, text: &str) -> Result<Url, SourceError> {
 }
 
 fn not_a_url(error: url::ParseError) -> SourceError {
-    SourceError::NotAUrl(error.to_string())
+    SourceError::NotAUrl(match error {
+        url::ParseError::RelativeUrlWithoutBase => "it must begin with https://".to_owned(),
+        other => other.to_string(),
+    })
 }
 
 fn checked(mut url: Url) -> Result<Url, SourceError> {

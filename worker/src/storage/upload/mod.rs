@@ -145,11 +145,17 @@ pub async fn deliver(
     let sending = Sending::new(&policy.network, limits, cancel)?;
     // Before any work: links that are over are over.
     for link in files.iter().filter_map(|file| upload_links.get(&file.name)) {
-        given::check(link.expose(), &link.to_string(), policy.plain_http)?;
+        check_link(link, policy.plain_http)?;
     }
     let measured = measure(&sending, files, store, upload_links).await?;
     let delivery = Delivery { store, job_id, policy, sending: &sending, upload_links };
     delivery.run(&measured, progress).await
+}
+
+/// What can be said about a link of a job's before any packet is sent: that it is over, or not encrypted. `plain_http`: that
+/// is allowed.
+pub(crate) fn check_link(link: &Redacted<Url>, plain_http: bool) -> Result<(), UploadError> {
+    given::check(link.expose(), &link.to_string(), plain_http)
 }
 
 /// Finds out whether results could be delivered to this store, as far as it shows without sending any.

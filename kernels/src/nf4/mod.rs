@@ -23,6 +23,8 @@
 mod bitsandbytes;
 mod cpu;
 mod dynamic_map;
+#[cfg(all(test, feature = "emulation"))]
+mod emulated;
 mod mean;
 pub(crate) mod reference;
 #[cfg(test)]

@@ -1,0 +1,89 @@
+// What kernels are written in: CUDA C++ with names for everything that the emulator has to see. Under nvcc all of it is
+// the plain thing; on the host (emulator/emulator.h) every access is checked.
+//
+//   global<T>, shared<T>       pointers; load<V>(p), store<V>(p, v) move 2 to 16 bytes at once
+//   SHARED(T, name, count)     a block's own memory of fixed size;  DYNAMIC_SHARED(T, name)  of the size that the launch says
+//   bf16                       to_float(b), to_bf16(f): rounded to the nearest, ties to even
+//   sync_block, sync_warp, shuffle_xor, shuffle, shuffle_down, vote_any, vote_all, votes
+//   mma_bf16(d, a, b)          mma.sync m16n8k16, row x column, bf16 in, f32 out
+//   load_matrix, load_matrix_transposed      ldmatrix x4: 8x8 pieces of bf16
+//   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes
+//   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum
+//   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
+//   KERNEL(name)               after a kernel: makes it known to the host
+#pragma once
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+using bf16 = __nv_bfloat16;
+
+template <class T> using global = T* __restrict__;
+template <class T> using shared = T*;
+
+#define DEVICE __device__ __forceinline__
+#define CONSTANT __constant__
+#define SHARED(T, name, count) __shared__ __align__(16) T name[count]
+#define DYNAMIC_SHARED(T, name)                                  \
+    extern __shared__ __align__(128) unsigned char dynamic_##name[]; \
+    T* name = reinterpret_cast<T*>(dynamic_##name)
+#define KERNEL(name)
+
+template <class V, class T> DEVICE V load(const T* at) { return *reinterpret_cast<const V*>(at); }
+template <class V, class T> DEVICE void store(T* at, V value) { *reinterpret_cast<V*>(at) = value; }
+template <class U, class T> DEVICE U* as(T* at) { return reinterpret_cast<U*>(at); }
+
+DEVICE float to_float(bf16 value) { return __bfloat162float(value); }
+DEVICE bf16 to_bf16(float value) { return __float2bfloat16_rn(value); }
+
+DEVICE void sync_block() { __syncthreads(); }
+DEVICE void sync_warp() { __syncwarp(); }
+template <class T> DEVICE T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+template <class T> DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+template <class T> DEVICE T shuffle_down(T value, int by) { return __shfl_down_sync(0xffffffffu, value, by); }
+DEVICE bool vote_any(bool value) { return __any_sync(0xffffffffu, value); }
+DEVICE bool vote_all(bool value) { return __all_sync(0xffffffffu, value); }
+DEVICE unsigned votes(bool value) { return __ballot_sync(0xffffffffu, value); }
+DEVICE int atomic_add(int* at, int value) { return atomicAdd(at, value); }
+DEVICE unsigned atomic_add(unsigned* at, unsigned value) { return atomicAdd(at, value); }
+
+DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
+
+DEVICE void load_matrix(uint32_t (&d)[4], const bf16* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];\n"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared_address(row)));
+}
+
+DEVICE void load_matrix_transposed(uint32_t (&d)[4], const bf16* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];\n"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared_address(row)));
+}
+
+// 16 bytes, of which the first `bytes` come from `from`; the others are 0.
+template <class T> DEVICE void copy_async(T* to, const T* from, int bytes = 16) {
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;\n" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+}
+DEVICE void commit_async() { asm volatile("cp.async.commit_group;\n"); }
+template <int N> DEVICE void wait_async() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N)); }
+
+// Rounded after each step, where the compiler would join both into one.
+DEVICE float multiply(float x, float y) { return __fmul_rn(x, y); }
+DEVICE float add(float x, float y) { return __fadd_rn(x, y); }
+DEVICE float fast_exp(float value) { return __expf(value); }
+DEVICE float reciprocal_root(float value) { return rsqrtf(value); }
+
+#else
+#include "emulator/emulator.h"
+#endif

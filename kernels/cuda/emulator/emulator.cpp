@@ -1,0 +1,465 @@
+#include "emulator.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <vector>
+
+namespace emulator {
+
+namespace {
+
+constexpr int WARP = 32;
+constexpr size_t STACK = 64 << 10;
+// What one lane leaves for the others.
+constexpr size_t LEFT = 64;
+// Bytes that nobody has written: no number, in every format.
+constexpr unsigned char POISON = 0xff;
+
+// Who did something, and when: between two moments of two threads there may be a barrier of the block or of the warp.
+struct Moment {
+    uint32_t thread = 0;
+    uint32_t block = 0;
+    uint32_t barriers = 0;
+    uint32_t warp_syncs = 0;
+};
+
+// What is known of a byte: whether it holds anything, and who wrote it and read it last in this launch.
+struct Shadow {
+    Moment writer, reader;
+    bool written = false;
+    bool was_written = false, by_atomic = false;
+    // Since it was written: whether it was read; by threads, warps or blocks between which nothing was.
+    bool was_read = false, by_threads = false, by_warps = false, by_blocks = false;
+};
+
+enum class State { Ready, AtBarrier, AtMeeting, Done };
+
+struct Copy {
+    unsigned char* to;
+    Region* region;
+    unsigned char bytes[16];
+};
+
+struct Fiber {
+    void* stack_top;
+    uint3 index;
+    uint32_t number;
+    State state;
+    const char* meeting;
+    uint32_t warp_syncs;
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> committed;
+};
+
+}  // namespace
+
+struct Region {
+    unsigned char* base;
+    size_t bytes;
+    const char* kind;
+    std::vector<Shadow> shadow;
+};
+
+namespace {
+
+struct Launch {
+    const char* kernel;
+    dim3 grid, block;
+    uint3 block_at{};
+    uint32_t block_number = 0;
+    uint32_t barriers = 0;
+    std::vector<Fiber> fibers;
+    std::vector<unsigned char> left;
+    Fiber* current = nullptr;
+    void* main_stack = nullptr;
+    Entry entry = nullptr;
+    void* const* arguments = nullptr;
+    std::vector<std::pair<const void*, std::unique_ptr<Region>>> carved;
+    std::vector<std::unique_ptr<unsigned char[], void (*)(void*)>> carved_memory;
+    Region* dynamic = nullptr;
+    size_t dynamic_bytes = 0;
+    std::string failure;
+};
+
+thread_local Launch* launch = nullptr;
+thread_local std::map<uintptr_t, std::unique_ptr<Region>> allocations;
+
+std::map<std::string, Entry>& kernels() {
+    static std::map<std::string, Entry> all;
+    return all;
+}
+
+Moment now() {
+    return {launch->current->number, launch->block_number, launch->barriers, launch->current->warp_syncs};
+}
+
+// Whether something that happened then has certainly happened before now.
+bool before(const Moment& then, const Moment& now) {
+    if (then.block != now.block) return false;
+    if (then.thread == now.thread || then.barriers < now.barriers) return true;
+    return then.thread / WARP == now.thread / WARP && then.warp_syncs < now.warp_syncs;
+}
+
+uint32_t warp_of(const Moment& moment) { return moment.thread / WARP; }
+
+void note_read(Shadow& shadow, const Moment& now) {
+    const Moment& last = shadow.reader;
+    bool same_block = shadow.was_read && last.block == now.block;
+    bool same_time = same_block && last.barriers == now.barriers;
+    bool same_warp = same_time && warp_of(last) == warp_of(now);
+    shadow.by_blocks |= shadow.was_read && !same_block;
+    shadow.by_warps = same_time && (shadow.by_warps || !same_warp);
+    shadow.by_threads = same_warp && last.warp_syncs == now.warp_syncs && (shadow.by_threads || last.thread != now.thread);
+    shadow.reader = now;
+    shadow.was_read = true;
+}
+
+// Whether all that read have certainly read before now.
+bool all_before(const Shadow& shadow, const Moment& now) {
+    const Moment& last = shadow.reader;
+    if (shadow.by_blocks || last.block != now.block) return false;
+    if (last.barriers < now.barriers) return true;
+    if (shadow.by_warps || warp_of(last) != warp_of(now)) return false;
+    return last.warp_syncs < now.warp_syncs || (!shadow.by_threads && last.thread == now.thread);
+}
+
+std::string place(const Region* region, const void* at, size_t bytes) {
+    char text[160];
+    auto offset = static_cast<const unsigned char*>(at) - region->base;
+    std::snprintf(text, sizeof(text), "%zu bytes at byte %td of %zu of %s memory", bytes, offset, region->bytes, region->kind);
+    return text;
+}
+
+extern "C" void emulator_switch(void** save, void* to);
+__asm__(R"(
+.text
+.globl emulator_switch
+.type emulator_switch,@function
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp,(%rdi)
+  movq %rsi,%rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulator_switch,.-emulator_switch
+)");
+
+void leave(State state) {
+    Fiber* fiber = launch->current;
+    fiber->state = state;
+    emulator_switch(&fiber->stack_top, launch->main_stack);
+}
+
+void begin() {
+    launch->entry(launch->arguments);
+    leave(State::Done);
+    std::abort();
+}
+
+std::unique_ptr<Region> region(void* base, size_t bytes, const char* kind) {
+    auto made = std::make_unique<Region>();
+    *made = {static_cast<unsigned char*>(base), bytes, kind, std::vector<Shadow>(bytes)};
+    return made;
+}
+
+void* aligned(size_t bytes) { return std::aligned_alloc(128, (std::max<size_t>(bytes, 1) + 127) / 128 * 128); }
+
+void clear_shared() {
+    for (auto& [site, region] : launch->carved) {
+        std::memset(region->base, POISON, region->bytes);
+        std::fill(region->shadow.begin(), region->shadow.end(), Shadow{});
+    }
+}
+
+void prepare(Fiber& fiber, uint32_t number, unsigned char* stack) {
+    const dim3& size = launch->block;
+    fiber = {};
+    fiber.number = number;
+    fiber.index = {number % size.x, number / size.x % size.y, number / (size.x * size.y)};
+    auto top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + STACK) & ~uintptr_t(15));
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(begin);
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    fiber.stack_top = top;
+}
+
+// Lets those go on that everybody has come to whom they wait for; false where nobody can.
+bool release() {
+    auto& fibers = launch->fibers;
+    auto is = [](State state) { return [state](const Fiber& fiber) { return fiber.state == state; }; };
+    auto at_rest = [](const Fiber& fiber) { return fiber.state == State::AtBarrier || fiber.state == State::Done; };
+    if (std::all_of(fibers.begin(), fibers.end(), at_rest)) {
+        launch->barriers++;
+        for (auto& fiber : fibers) {
+            if (fiber.state == State::AtBarrier) fiber.state = State::Ready;
+        }
+        return true;
+    }
+    bool released = false;
+    for (size_t first = 0; first < fibers.size(); first += WARP) {
+        auto begin = fibers.begin() + first, end = begin + WARP;
+        if (!std::all_of(begin, end, is(State::AtMeeting))) continue;
+        auto same = [&](const Fiber& fiber) { return std::strcmp(fiber.meeting, begin->meeting) == 0; };
+        if (!std::all_of(begin, end, same)) {
+            launch->failure = std::string("threads of a warp meet for different things: ") + begin->meeting + " and others";
+            return false;
+        }
+        bool orders = std::strcmp(begin->meeting, "sync_warp") == 0;
+        for (auto fiber = begin; fiber != end; ++fiber) {
+            fiber->state = State::Ready;
+            fiber->warp_syncs += orders;
+        }
+        released = true;
+    }
+    return released;
+}
+
+std::string standing() {
+    int barrier = 0, meeting = 0, done = 0;
+    const char* what = "";
+    for (auto& fiber : launch->fibers) {
+        barrier += fiber.state == State::AtBarrier;
+        done += fiber.state == State::Done;
+        if (fiber.state == State::AtMeeting) {
+            meeting++;
+            what = fiber.meeting;
+        }
+    }
+    char text[200];
+    std::snprintf(text, sizeof(text), "threads wait for each other for ever: %d at sync_block, %d at %s, %d at their end", barrier,
+                  meeting, meeting ? what : "no operation of a warp", done);
+    return text;
+}
+
+// Any order of threads must give the same; another seed gives another one.
+std::vector<uint32_t> order(uint32_t count, uint64_t seed) {
+    std::vector<uint32_t> all(count);
+    for (uint32_t i = 0; i < count; i++) all[i] = i;
+    if (seed == 0) return all;
+    for (uint32_t i = count; i > 1; i--) {
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        std::swap(all[i - 1], all[(seed >> 33) % i]);
+    }
+    return all;
+}
+
+void run_block(const std::vector<uint32_t>& turns, unsigned char* stacks) {
+    auto& fibers = launch->fibers;
+    for (uint32_t i = 0; i < fibers.size(); i++) prepare(fibers[i], i, stacks + size_t(i) * STACK);
+    clear_shared();
+    launch->barriers = 0;
+    auto done = [](const Fiber& fiber) { return fiber.state == State::Done; };
+    while (launch->failure.empty()) {
+        for (uint32_t turn : turns) {
+            Fiber& fiber = fibers[turn];
+            if (fiber.state != State::Ready) continue;
+            launch->current = &fiber;
+            emulator_switch(&launch->main_stack, fiber.stack_top);
+            if (!launch->failure.empty()) return;
+        }
+        if (std::all_of(fibers.begin(), fibers.end(), done)) return;
+        if (!release() && launch->failure.empty()) launch->failure = standing();
+    }
+}
+
+std::string run(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes, void* const* arguments,
+                uint64_t seed) {
+    auto found = kernels().find(kernel);
+    if (found == kernels().end()) return "there is no such kernel";
+    uint32_t threads = block[0] * block[1] * block[2];
+    if (threads == 0 || threads % WARP != 0 || threads > 1024) return "a block has 32 to 1024 threads, in whole warps";
+    Launch own;
+    launch = &own;
+    own.kernel = kernel;
+    own.grid = {grid[0], grid[1], grid[2]};
+    own.block = {block[0], block[1], block[2]};
+    own.entry = found->second;
+    own.arguments = arguments;
+    own.fibers.resize(threads);
+    own.left.assign(size_t(threads) * LEFT, POISON);
+    own.dynamic_bytes = shared_bytes;
+    std::unique_ptr<unsigned char, void (*)(void*)> stacks(static_cast<unsigned char*>(std::malloc(threads * STACK)), std::free);
+    for (auto& [base, region] : allocations) {
+        for (auto& shadow : region->shadow) {
+            bool written = shadow.written;
+            shadow = {};
+            shadow.written = written;
+        }
+    }
+    uint32_t blocks = grid[0] * grid[1] * grid[2];
+    auto turns = order(threads, seed);
+    for (uint32_t number : order(blocks, seed)) {
+        own.block_number = number;
+        own.block_at = {number % grid[0], number / grid[0] % grid[1], number / (grid[0] * grid[1])};
+        run_block(turns, stacks.get());
+        if (!own.failure.empty()) break;
+    }
+    launch = nullptr;
+    return own.failure;
+}
+
+}  // namespace
+
+Registered::Registered(const char* name, Entry entry) { kernels()[name] = entry; }
+
+void fail(const std::string& why) {
+    const uint3 block = launch->block_at, thread = launch->current->index;
+    char text[160];
+    std::snprintf(text, sizeof(text), "%s, block (%u, %u, %u), thread (%u, %u, %u): ", launch->kernel, block.x, block.y, block.z,
+                  thread.x, thread.y, thread.z);
+    launch->failure = text + why;
+    leave(State::Done);
+    std::abort();
+}
+
+Region* find(const void* at) {
+    auto after = allocations.upper_bound(reinterpret_cast<uintptr_t>(at));
+    if (after == allocations.begin()) return nullptr;
+    Region* region = std::prev(after)->second.get();
+    auto offset = static_cast<size_t>(static_cast<const unsigned char*>(at) - region->base);
+    return offset <= region->bytes ? region : nullptr;
+}
+
+void touch(Region* region, const void* at, size_t bytes, Access access) {
+    if (!region) fail("an address that nobody has allocated");
+    auto address = static_cast<const unsigned char*>(at);
+    if (address < region->base || address + bytes > region->base + region->bytes) {
+        fail("out of bounds: " + place(region, at, bytes));
+    }
+    if (bytes > 1 && reinterpret_cast<uintptr_t>(at) % std::min<size_t>(bytes, 16) != 0) {
+        fail("misaligned: " + place(region, at, bytes));
+    }
+    Moment moment = now();
+    Shadow* shadow = &region->shadow[address - region->base];
+    for (size_t i = 0; i < bytes; i++, shadow++) {
+        if (access != Access::Write && !shadow->written) fail("a read of what nobody has written: " + place(region, at, bytes));
+        bool both_atomic = access == Access::Atomic && shadow->by_atomic;
+        if (shadow->was_written && !both_atomic && !before(shadow->writer, moment)) {
+            fail("another thread has written there, and nothing is between: " + place(region, at, bytes));
+        }
+        if (access == Access::Read) {
+            note_read(*shadow, moment);
+            continue;
+        }
+        if (shadow->was_read && !both_atomic && !all_before(*shadow, moment)) {
+            fail("another thread has read there, and nothing is between: " + place(region, at, bytes));
+        }
+        *shadow = {};
+        shadow->writer = moment;
+        shadow->written = shadow->was_written = true;
+        shadow->by_atomic = access == Access::Atomic;
+    }
+}
+
+void* carve(const void* site, size_t bytes, Region** found) {
+    for (auto& [known, region] : launch->carved) {
+        if (known == site) {
+            *found = region.get();
+            return region->base;
+        }
+    }
+    launch->carved_memory.emplace_back(static_cast<unsigned char*>(aligned(bytes)), std::free);
+    auto base = launch->carved_memory.back().get();
+    std::memset(base, POISON, bytes);
+    launch->carved.emplace_back(site, region(base, bytes, "shared"));
+    *found = launch->carved.back().second.get();
+    return base;
+}
+
+void* dynamic(Region** found) {
+    static const char site = 0;
+    return carve(&site, launch->dynamic_bytes, found);
+}
+
+uint3 thread_index() { return launch->current->index; }
+uint3 block_index() { return launch->block_at; }
+dim3 block_size() { return launch->block; }
+dim3 grid_size() { return launch->grid; }
+int lane() { return int(launch->current->number % WARP); }
+
+void barrier() { leave(State::AtBarrier); }
+
+const unsigned char* meet(const char* what, const void* own, size_t bytes) {
+    if (bytes > LEFT) fail("an operation of a warp moves too much");
+    Fiber* fiber = launch->current;
+    if (bytes > 0) std::memcpy(&launch->left[fiber->number * LEFT], own, bytes);
+    fiber->meeting = what;
+    leave(State::AtMeeting);
+    return &launch->left[fiber->number / WARP * WARP * LEFT];
+}
+
+void part() {
+    launch->current->meeting = "the end of it";
+    leave(State::AtMeeting);
+}
+
+const unsigned char* of_lane(const unsigned char* left, int lane) { return left + size_t(lane) * LEFT; }
+
+void copy_later(void* to, Region* region, const unsigned char* bytes) {
+    touch(region, to, 16, Access::Write);
+    std::memset(to, POISON, 16);
+    auto base = static_cast<unsigned char*>(to);
+    for (int i = 0; i < 16; i++) region->shadow[base - region->base + i].written = false;
+    Copy copy{base, region, {}};
+    std::memcpy(copy.bytes, bytes, 16);
+    launch->current->open.push_back(copy);
+}
+
+void commit_copies() {
+    launch->current->committed.push_back(std::move(launch->current->open));
+    launch->current->open.clear();
+}
+
+void wait_for_copies(int groups) {
+    auto& committed = launch->current->committed;
+    while (committed.size() > size_t(groups)) {
+        for (auto& copy : committed.front()) {
+            std::memcpy(copy.to, copy.bytes, 16);
+            for (int i = 0; i < 16; i++) {
+                Shadow& shadow = copy.region->shadow[copy.to - copy.region->base + i];
+                shadow.written = shadow.was_written = true;
+                shadow.writer = now();
+            }
+        }
+        committed.erase(committed.begin());
+    }
+}
+
+}  // namespace emulator
+
+// What the host calls. The memory stays the caller's.
+extern "C" void emulator_add(void* base, size_t bytes, int written) {
+    auto made = emulator::region(base, bytes, "global");
+    for (auto& shadow : made->shadow) shadow.written = written != 0;
+    emulator::allocations[reinterpret_cast<uintptr_t>(base)] = std::move(made);
+}
+
+extern "C" void emulator_remove(void* base) { emulator::allocations.erase(reinterpret_cast<uintptr_t>(base)); }
+
+// How many bytes of an allocation nobody has written.
+extern "C" size_t emulator_unwritten(const void* base) {
+    auto found = emulator::allocations.find(reinterpret_cast<uintptr_t>(base));
+    if (found == emulator::allocations.end()) return 0;
+    auto& shadow = found->second->shadow;
+    return std::count_if(shadow.begin(), shadow.end(), [](const emulator::Shadow& byte) { return !byte.written; });
+}
+
+// Runs a kernel; what went wrong is written to `message`, which is empty where nothing did.
+extern "C" void emulator_launch(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes,
+                                void* const* arguments, uint64_t seed, char* message, size_t length) {
+    auto failure = emulator::run(kernel, grid, block, shared_bytes, arguments, seed);
+    std::snprintf(message, length, "%s", failure.c_str());
+}

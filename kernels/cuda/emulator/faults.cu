@@ -1,0 +1,122 @@
+// Kernels that are wrong, each in one way, and the right ones beside them: what the emulator is tested with.
+#include "device.h"
+
+#ifndef __CUDACC__
+
+static void scale(global<const float> x, global<float> y, int count, float by) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = x[i] * by;
+}
+KERNEL(scale)
+
+static void sum(global<const float> x, global<float> y, int count) {
+    SHARED(float, part, 32);
+    float own = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) own += x[i];
+    for (int by = 16; by > 0; by /= 2) own += shuffle_xor(own, by);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = own;
+    sync_block();
+    if (threadIdx.x != 0) return;
+    float all = 0;
+    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) all += part[warp];
+    y[0] = all;
+}
+KERNEL(sum)
+
+static void without_barrier(global<const float> x, global<float> y) {
+    SHARED(float, turn, 1024);
+    turn[threadIdx.x] = x[threadIdx.x];
+    y[threadIdx.x] = turn[(threadIdx.x + 1) % blockDim.x];
+}
+KERNEL(without_barrier)
+
+static void written_after_read(global<const float> x, global<float> y) {
+    SHARED(float, turn, 1024);
+    turn[threadIdx.x] = x[threadIdx.x];
+    sync_block();
+    y[threadIdx.x] = turn[(threadIdx.x + 1) % blockDim.x];
+    turn[threadIdx.x] = 0;
+}
+KERNEL(written_after_read)
+
+static void across_warps(global<const float> x, global<float> y) {
+    SHARED(float, turn, 1024);
+    turn[threadIdx.x] = x[threadIdx.x];
+    sync_warp();
+    y[threadIdx.x] = turn[(threadIdx.x + 32) % blockDim.x];
+}
+KERNEL(across_warps)
+
+static void within_warps(global<const float> x, global<float> y) {
+    SHARED(float, turn, 1024);
+    turn[threadIdx.x] = x[threadIdx.x];
+    sync_warp();
+    y[threadIdx.x] = turn[threadIdx.x / 32 * 32 + (threadIdx.x + 1) % 32];
+}
+KERNEL(within_warps)
+
+static void same_place_from_two_blocks(global<const float> x, global<float> y) { y[threadIdx.x] = x[threadIdx.x]; }
+KERNEL(same_place_from_two_blocks)
+
+static void never_written(global<const float>, global<float> y) {
+    SHARED(float, empty, 32);
+    y[threadIdx.x] = empty[threadIdx.x % 32];
+}
+KERNEL(never_written)
+
+static void divergent(global<const float> x, global<float> y) {
+    if (threadIdx.x % 32 < 16) {
+        sync_block();
+    } else {
+        sync_warp();
+    }
+    y[threadIdx.x] = x[threadIdx.x];
+}
+KERNEL(divergent)
+
+static void different_operations(global<const float> x, global<float> y) {
+    float value = x[threadIdx.x];
+    y[threadIdx.x] = threadIdx.x % 2 ? shuffle(value, 0) : float(votes(true));
+}
+KERNEL(different_operations)
+
+static void misaligned(global<const float> x, global<float> y) { y[threadIdx.x] = load<float4>(x + 1 + threadIdx.x * 4).x; }
+KERNEL(misaligned)
+
+static void not_waited_for(global<const float> x, global<float> y) {
+    DYNAMIC_SHARED(float, copied);
+    copy_async(copied + threadIdx.x * 4, x + threadIdx.x * 4);
+    commit_async();
+    y[threadIdx.x] = copied[threadIdx.x * 4];
+}
+KERNEL(not_waited_for)
+
+static void waited_for(global<const float> x, global<float> y) {
+    DYNAMIC_SHARED(float, copied);
+    copy_async(copied + threadIdx.x * 4, x + threadIdx.x * 4);
+    commit_async();
+    wait_async<0>();
+    sync_block();
+    y[threadIdx.x] = copied[(threadIdx.x * 4 + 4) % (blockDim.x * 4)];
+}
+KERNEL(waited_for)
+
+// D = A B of 16 x 16 and 16 x 8, both read from shared memory as the hardware would.
+static void product(global<const bf16> a, global<const bf16> b, global<float> d) {
+    SHARED(bf16, rows, 16 * 16);
+    SHARED(bf16, columns, 16 * 8);
+    for (int i = threadIdx.x; i < 256; i += 32) rows[i] = a[i];
+    for (int i = threadIdx.x; i < 128; i += 32) columns[i] = b[i];
+    sync_warp();
+    uint32_t of_a[4], of_b[4];
+    int lane = threadIdx.x, matrix = lane / 8, row = lane % 8;
+    load_matrix(of_a, rows + (row + 8 * (matrix % 2)) * 16 + 8 * (matrix / 2));
+    load_matrix_transposed(of_b, columns + (row + 8 * (matrix % 2)) * 8);
+    uint32_t two[2] = {of_b[0], of_b[1]};
+    float sums[4] = {0, 0, 0, 0};
+    mma_bf16(sums, of_a, two);
+    for (int i = 0; i < 4; i++) d[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = sums[i];
+}
+KERNEL(product)
+
+#endif

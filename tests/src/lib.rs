@@ -9,4 +9,5 @@ pub mod golden;
 pub mod platform;
 pub mod steps;
 pub mod toy;
+pub mod waiting;
 pub mod whole_graph;

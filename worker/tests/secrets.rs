@@ -4,11 +4,12 @@
 use std::{
     fs::{self, File},
     path::Path,
-    process::{Child, Command},
+    process::Command,
     time::Duration,
 };
 
 use brightrun_tests::{
+    child::Running,
     faults::{FaultServer, Reply, Seen},
     platform::{KEY, Options, Platform, Status, Urls},
 };
@@ -57,7 +58,7 @@ impl Bench {
         }
     }
 
-    fn start(&self, more: &[(&str, &str)]) -> Child {
+    fn start(&self, more: &[(&str, &str)]) -> Running {
         let print = |name| File::create(self.printed.path().join(name)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_brightrun"));
         command.args(["worker", "--allow-http", "--allow-private-addresses", "--volume"]).arg(self.volume.path());
@@ -67,7 +68,7 @@ impl Bench {
             .env("S3_ENDPOINT", self.server.url(""))
             .env("AWS_REGION", "us-east-1");
         command.env("RUST_LOG", "trace").env("BRIGHTRUN_HOLD_SECONDS", "0").envs(more.iter().copied());
-        command.stdout(print("stdout")).stderr(print("stderr")).spawn().unwrap()
+        Running::start(command.stdout(print("stdout")).stderr(print("stderr"))).unwrap()
     }
 
     /// A job with a secret wherever it has room for one.
@@ -169,11 +170,6 @@ fn look_into(folder: &Path) {
     }
 }
 
-fn terminate(mut worker: Child) {
-    Command::new("kill").arg(worker.id().to_string()).status().unwrap();
-    assert!(worker.wait().unwrap().success());
-}
-
 fn conversations() -> Vec<u8> {
     let line = |number: u32| {
         let turns = json!([{ "role": "user", "content": format!("What is {number}?") }, { "role": "assistant", "content": format!("It is {number}.") }]);
@@ -191,7 +187,7 @@ async fn no_secret_of_a_job_that_is_done_comes_out() {
     let worker = bench.start(&[]);
     let error = bench.ends(bench.job("done", "/data.jsonl"), Status::Completed).await;
     assert_eq!(error, "");
-    terminate(worker);
+    assert!(worker.terminate().unwrap().success());
     assert_eq!(bench.server.count("/put"), 2);
     assert!(bench.server.count("/callback") > 1 && bench.server.count("/rest/v1/pipeline_training_jobs") > 1);
     bench.look();
@@ -235,7 +231,7 @@ async fn no_secret_of_a_job_that_fails_comes_out() {
         let error = bench.ends(bench.job_with_store("stored", &endpoint), Status::Failed).await;
         assert!(error.contains("s3"), "{error}");
     }
-    terminate(worker);
+    assert!(worker.terminate().unwrap().success());
     bench.look();
 }
 
@@ -253,7 +249,7 @@ async fn no_secret_of_a_store_that_fails_comes_out() {
     let worker = bench.start(&bucket);
     let error = bench.ends(bench.job("bucket", "/data.jsonl"), Status::Failed).await;
     assert!(error.contains("s3://results/bucket/dataset_report.json") && error.contains("HTTP 403"), "{error}");
-    terminate(worker);
+    assert!(worker.terminate().unwrap().success());
     bench.look();
 }
 

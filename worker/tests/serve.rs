@@ -5,11 +5,12 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+use brightrun_tests::child::Running;
 use serde_json::{Value, json};
 
 /// Long enough for every machine; nothing is measured with it.
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const KEY: &str = "0123456789abcdef";
 
 struct Server {
-    child: Child,
+    child: Running,
     address: SocketAddr,
     key: Option<&'static str>,
 }
@@ -50,7 +51,7 @@ impl Server {
 
     fn of(command: &mut Command, key: Option<&'static str>) -> Self {
         command.envs(key.map(|key| ("BRIGHTRUN_API_KEY", key)));
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Running::start(command.stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
@@ -112,22 +113,12 @@ impl Server {
         self.until(id, |told| told["output"]["current_step"].as_u64() >= Some(step));
     }
 
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    fn kill(self) {
+        self.child.kill_now().unwrap();
     }
 
-    fn terminate(mut self) -> ExitStatus {
-        Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended, unless a test has failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    fn terminate(self) -> ExitStatus {
+        self.child.terminate().unwrap()
     }
 }
 

@@ -5,57 +5,23 @@
 mod bench;
 mod ends;
 mod faults;
+#[path = "../shared/obedient.rs"]
+mod obedient;
 mod training;
 mod usual;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use brightrun_tests::platform::{JobView, Options, Platform, Status, Urls, WORKER};
 use brightrun_worker::{
     net::Network,
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
-    work::{Answer, Ended, Job, Show, Work},
 };
-use serde_json::{Value, json};
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use bench::PATIENCE;
-
-/// A kind of job that does as its input says.
-#[derive(Clone, Default)]
-struct Obedient {
-    begun: Arc<AtomicUsize>,
-}
-
-impl Work for Obedient {
-    async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
-        self.begun.fetch_add(1, Ordering::SeqCst);
-        let number = |name: &str| job.input.get(name).and_then(Value::as_u64).unwrap_or_default();
-        for step in 1..=number("steps") {
-            show.progress(json!({ "step": step }));
-            tokio::select! {
-                () = sleep(Duration::from_millis(number("pause").max(1))) => {}
-                () = stop.cancelled() => return Ended::Stopped,
-                () = leave.cancelled(), if job.input.get("resumable").is_some() => return Ended::HandedBack,
-            }
-        }
-        assert!(job.input.get("panic").is_none(), "as it was told");
-        let error = job.input.get("error").and_then(Value::as_str).map(str::to_owned);
-        let output = match number("bytes") as usize {
-            0 => json!({ "echo": job.input }),
-            bytes => json!("x".repeat(bytes)),
-        };
-        Ended::Answered(Answer { output: Some(output), error, refresh: job.input.get("refresh").is_some() })
-    }
-}
+use obedient::Obedient;
 
 /// A platform, and a worker at work for it.
 struct Bench {

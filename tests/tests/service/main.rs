@@ -3,9 +3,13 @@
 mod doors;
 mod ends;
 mod limits;
+#[path = "../shared/obedient.rs"]
+mod obedient;
 mod restarts;
 mod shapes;
 mod training;
+#[path = "../shared/settings.rs"]
+mod training_settings;
 mod usual;
 mod webhooks;
 
@@ -13,17 +17,13 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use brightrun_worker::{
     net::Network,
     service::{Key, Limits, Service, Settings},
-    work::{Answer, Ended, Job, Show, Work},
+    work::Work,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -35,38 +35,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use obedient::Obedient;
+
 /// Long enough for every machine; nothing is measured with it.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A kind of job that does as its input says.
-#[derive(Clone, Default)]
-struct Obedient {
-    begun: Arc<AtomicUsize>,
-}
-
-impl Work for Obedient {
-    async fn carry_out(&self, job: Job, show: Show, stop: CancellationToken, leave: CancellationToken) -> Ended {
-        self.begun.fetch_add(1, Ordering::SeqCst);
-        let number = |name: &str| job.input.get(name).and_then(Value::as_u64).unwrap_or_default();
-        for step in 1..=number("steps") {
-            show.progress(json!({ "step": step }));
-            tokio::select! {
-                () = sleep(Duration::from_millis(number("pause").max(1))) => {}
-                () = stop.cancelled(), if number("deaf") == 0 => return Ended::Stopped,
-                () = leave.cancelled(), if job.input.get("resumable").is_some() => return Ended::HandedBack,
-            }
-        }
-        assert!(job.input.get("panic").is_none(), "as it was told");
-        let error = job.input.get("error").and_then(Value::as_str).map(str::to_owned);
-        let output = match number("bytes") as usize {
-            0 => {
-                json!({ "echo": job.input, "policy": job.policy, "store": job.store.map(|store| store.expose().clone()) })
-            }
-            bytes => json!("x".repeat(bytes)),
-        };
-        Ended::Answered(Answer { output: Some(output), error, refresh: false })
-    }
-}
 
 /// What came back.
 #[derive(Debug)]

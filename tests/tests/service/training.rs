@@ -2,34 +2,13 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use brightrun_worker::{
-    life::{self, LeaseTimes, Models, Training},
-    storage::{SourcePolicy, upload::Store},
-    telling::Telling,
-};
+use brightrun_worker::life::Training;
 use serde_json::{Value, json};
 
-use crate::{Bench, serve, settings};
+use crate::{Bench, serve, settings, training_settings};
 
 async fn training(folder: &Path) -> Bench {
-    let work = Training::new(life::Settings {
-        jobs: folder.join("jobs"),
-        cache: folder.join("cache"),
-        models: Models::default(),
-        sources: SourcePolicy::service(),
-        store: Store::Local,
-        worker: "here".to_owned(),
-        execution: None,
-        lease: LeaseTimes {
-            beat: Duration::from_millis(50),
-            silence: Duration::from_secs(2),
-            look: Duration::from_millis(20),
-        },
-        telling: Telling::from_variables(|_| None, &SourcePolicy::service()).unwrap(),
-        life: None,
-        hold: Duration::ZERO,
-        usd_per_hour: None,
-    });
+    let work = Training::new(training_settings::settings(folder, "here"));
     let (address, leave, serving) = serve(settings(folder), work).await;
     Bench { address, work: Default::default(), leave, serving }
 }

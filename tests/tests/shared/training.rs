@@ -1,42 +1,24 @@
 //! A worker that trains, at work for a simulator of the platform.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use brightrun_tests::platform::{Options, Platform, Urls};
 use brightrun_worker::{
-    life::{LeaseTimes, Models, Settings, Training},
+    life::{Settings, Training},
     net::Network,
     runpod::{Client, ClientLimits, Endpoints, Pace, Serving},
-    storage::{SourcePolicy, upload::Store},
-    telling::Telling,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+#[path = "settings.rs"]
+mod settings;
+
+pub(crate) use settings::settings;
+
 /// Long enough for every machine; nothing is measured with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-pub(crate) fn settings(volume: &Path, worker: &str) -> Settings {
-    Settings {
-        jobs: volume.join("jobs"),
-        cache: volume.join("cache"),
-        models: Models::default(),
-        sources: SourcePolicy::service(),
-        store: Store::Local,
-        worker: worker.to_owned(),
-        execution: None,
-        lease: LeaseTimes {
-            beat: Duration::from_millis(50),
-            silence: Duration::from_secs(2),
-            look: Duration::from_millis(20),
-        },
-        telling: Telling::from_variables(|_| None, &SourcePolicy::service()).unwrap(),
-        life: None,
-        hold: Duration::ZERO,
-        usd_per_hour: None,
-    }
-}
 
 /// A worker, until it is told to go.
 pub(crate) fn worker(platform: &Platform, settings: Settings) -> (JoinHandle<()>, CancellationToken) {

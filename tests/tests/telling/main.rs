@@ -11,7 +11,10 @@ mod training;
 
 use std::time::{Duration, Instant};
 
-use brightrun_tests::faults::{FaultServer, Seen};
+use brightrun_tests::{
+    faults::{FaultServer, Seen},
+    waiting::soon,
+};
 use brightrun_worker::{
     net::Network,
     storage::SourcePolicy,
@@ -94,15 +97,4 @@ fn at_once<T>(call: impl FnOnce() -> T) -> T {
     let value = call();
     assert!(begin.elapsed() < AT_ONCE, "it took {:?}", begin.elapsed());
     value
-}
-
-/// Waits until something is so, which it is soon.
-async fn soon(so: impl Fn() -> bool) {
-    for _ in 0..2000 {
-        if so() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it did not happen");
 }

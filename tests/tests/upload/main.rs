@@ -12,7 +12,7 @@ mod store;
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
 
-use brightrun_tests::faults::FaultServer;
+use brightrun_tests::{faults::FaultServer, waiting::soon};
 use brightrun_worker::{
     Redacted,
     net::Network,
@@ -111,17 +111,6 @@ fn sendable<T: Send>(work: T) -> T {
 /// Bytes that do not repeat, so that a piece in the wrong place is seen.
 fn body(bytes: usize) -> Vec<u8> {
     (0u32..).flat_map(u32::to_le_bytes).take(bytes).collect()
-}
-
-/// Waits until something is so, which it is soon.
-async fn soon(so: impl Fn() -> bool) {
-    for _ in 0..2000 {
-        if so() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it did not happen");
 }
 
 /// Asserts that an error is of a kind and says something.

@@ -47,9 +47,6 @@ const USUAL_LEAST_MEMORY: f64 = 1.0;
 const LEAST_ROOM: u64 = 1 << 30;
 /// What is written to the volume to see whether it can be.
 const PROBE: &str = ".brightrun-probe";
-/// So long the store of results may take at the start.
-const STORE_PATIENCE: Duration = Duration::from_secs(30);
-const STORE_ATTEMPTS: u32 = 3;
 
 /// Why no job can be done here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,8 +157,7 @@ pub(crate) async fn check(settings: &Settings) -> Result<(), Unfit> {
     });
     let warnings = on_disk.await.map_err(|error| Unfit::new("disk", error))??;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let limits = UploadLimits { deadline: STORE_PATIENCE, attempts: STORE_ATTEMPTS, ..UploadLimits::default() };
-    let store = upload::look(&settings.store, &settings.sources.network, &limits).await;
+    let store = upload::look(&settings.store, &settings.sources.network, &UploadLimits::of_a_look()).await;
     store.map_err(|error| Unfit::new("store", format!("results could not be delivered: {error}")))
 }
 

@@ -57,9 +57,6 @@ const REQUEST: &str = "request.sha256";
 const WAIT: Duration = Duration::from_secs(5);
 /// Without it a job has no result.
 const ADAPTER: &str = "adapter_model.safetensors";
-/// So long the store that a job brings along may take to say whether it takes results.
-const STORE_PATIENCE: Duration = Duration::from_secs(30);
-const STORE_ATTEMPTS: u32 = 3;
 /// Name of a job that has none that could be a folder's.
 const FALLBACK_ID: &str = "job";
 
@@ -129,7 +126,11 @@ impl From<String> for Ending {
 
 impl Received {
     /// Reads it, and finds its base model.
-    pub(super) fn understand(self) -> Next<Understood> {
+    pub(super) async fn understand(self) -> Next<Understood> {
+        on_disk(move || self.read()).await
+    }
+
+    fn read(self) -> Next<Understood> {
         let Self { task, job } = self;
         let request = json!({ "input": job.input }).to_string();
         let fallback = if job::is_job_id(&job.id) { &job.id } else { FALLBACK_ID };
@@ -173,12 +174,12 @@ impl Understood {
 
     async fn lease(&self, folder: &Path) -> Result<Lease, String> {
         loop {
-            let (task, folder, span) = (self.task.clone(), folder.to_owned(), Span::current());
-            let claimed = spawn_blocking(move || {
+            let (task, folder) = (self.task.clone(), folder.to_owned());
+            let claimed = on_disk(move || {
                 let settings = &task.settings;
-                span.in_scope(|| Lease::claim(&folder, &settings.worker, &settings.lease, &|| task.over.is_cancelled()))
+                Lease::claim(&folder, &settings.worker, &settings.lease, &|| task.over.is_cancelled())
             });
-            match claimed.await.map_err(|error| error.to_string())? {
+            match claimed.await {
                 Ok(lease) => return Ok(lease),
                 Err(LeaseError::Taken { holder }) => {
                     tracing::info!("worker {holder} is at work on this job; waiting for it");
@@ -249,8 +250,8 @@ impl Claimed {
         if !brought {
             return Ok(());
         }
-        let limits = UploadLimits { deadline: STORE_PATIENCE, attempts: STORE_ATTEMPTS, ..UploadLimits::default() };
-        let looked = task.over.run_until_cancelled(upload::look(store, &task.settings.sources.network, &limits)).await;
+        let (network, limits) = (&task.settings.sources.network, UploadLimits::of_a_look());
+        let looked = task.over.run_until_cancelled(upload::look(store, network, &limits)).await;
         looked.unwrap_or(Ok(())).map_err(|error| format!("s3Config: results could not be delivered: {error}"))
     }
 
@@ -271,9 +272,7 @@ impl Fetched {
     pub(super) async fn run(self) -> Next<Finished> {
         let Self { claimed, mut run } = self;
         let (task, lease, begin) = (claimed.understood.task.clone(), claimed.lease.clone(), Instant::now());
-        let span = Span::current();
-        let ended = spawn_blocking(move || {
-            let _within = span.enter();
+        let ended = on_disk(move || {
             run.machine = this_machine::processor();
             let sink = Watched::new(&task, &lease, &run.checkpoint_dir);
             let clock = SystemClock::new();
@@ -285,12 +284,10 @@ impl Fetched {
             run::run(&run, &around)
         });
         match ended.await {
-            Ok(Ok(RunEnd::Finished(_))) => {}
-            Ok(Ok(RunEnd::Paused { step, .. })) => return Err(Ending::BrokenOff { steps: step }),
-            Ok(Err(Error::Cancelled)) => return Err(Ending::BrokenOff { steps: 0 }),
-            Ok(Err(error)) => return Err(error.to_string().into()),
-            // The panic goes on: whoever called this answers for it.
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Ok(RunEnd::Finished(_)) => {}
+            Ok(RunEnd::Paused { step, .. }) => return Err(Ending::BrokenOff { steps: step }),
+            Err(Error::Cancelled) => return Err(Ending::BrokenOff { steps: 0 }),
+            Err(error) => return Err(error.to_string().into()),
         }
         tracing::info!("it ran for {:.0} s", begin.elapsed().as_secs_f64());
         let result = claimed.understood.stored(&claimed.folder)?;
@@ -356,6 +353,16 @@ fn deliverable(uploads: &BTreeMap<String, Redacted<Url>>, store: &Store, plain_h
         ));
     }
     Ok(())
+}
+
+/// Lets a thread work that may wait for the disk, and take its time; what it says is said of the same job.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let span = Span::current();
+    match spawn_blocking(move || span.in_scope(work)).await {
+        Ok(done) => done,
+        // The panic goes on: whoever called this answers for it.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 fn on_volume(folder: &Path) -> impl Fn(io::Error) -> String {

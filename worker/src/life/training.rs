@@ -94,7 +94,7 @@ impl Work for Training {
 
 /// A job from its beginning to its answer.
 async fn whole(task: Arc<Task>, job: Job) -> Result<Answer, Ending> {
-    let understood = Received { task: task.clone(), job }.understand()?;
+    let understood = Received { task: task.clone(), job }.understand().await?;
     match understood.claim().await? {
         Begun::Done(finished) => finished.deliver().await,
         Begun::ToDo(claimed) => {

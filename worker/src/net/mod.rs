@@ -11,6 +11,9 @@ mod patience;
 
 pub use network::{Names, Network, certificates_from_pem};
 
+/// Who asks, as every request says it.
+pub(crate) const AGENT: &str = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
+
 pub(crate) use backoff::{Backoff, pause};
 pub(crate) use error::{NetError, Trouble, TroubleKind};
 pub(crate) use exchange::{Body, Dialer, target, tls};

@@ -206,9 +206,11 @@ impl Client {
     }
 
     fn request<B>(&self, method: Method, url: &Url, body: B) -> Result<Request<B>, NetError> {
-        let agent = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
-        let mut request =
-            Request::builder().method(method).uri(net::target(url)).header(ACCEPT, "*/*").header(USER_AGENT, agent);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(net::target(url))
+            .header(ACCEPT, "*/*")
+            .header(USER_AGENT, net::AGENT);
         if let Some(key) = &self.endpoints.key {
             request = request.header(AUTHORIZATION, key.expose());
         }

@@ -120,7 +120,7 @@ impl Webhooks {
             .method(Method::POST)
             .uri(net::target(url))
             .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, concat!("brightrun/", env!("CARGO_PKG_VERSION")))
+            .header(USER_AGENT, net::AGENT)
             .body(Full::new(body));
         let request = request.map_err(|error| Trouble::new(TroubleKind::BrokenAnswer, error.to_string()))?;
         let patience = Patience::new(CancellationToken::new(), ATTEMPT);

@@ -29,8 +29,6 @@ use crate::{
     redacted::Redacted,
 };
 
-pub(super) const AGENT: &str = concat!("brightrun/", env!("CARGO_PKG_VERSION"));
-
 /// A file behind a link.
 pub(super) struct Link {
     pub(super) fetching: Arc<Fetching>,
@@ -103,7 +101,7 @@ impl Link {
 
 fn request(url: &Url, rest: Option<&Rest>) -> Result<Request<Empty<Bytes>>, Failure> {
     let mut request = Request::builder().method(Method::GET).uri(net::target(url));
-    request = request.header(header::USER_AGENT, AGENT).header(header::ACCEPT, "*/*");
+    request = request.header(header::USER_AGENT, net::AGENT).header(header::ACCEPT, "*/*");
     request = request.header(header::ACCEPT_ENCODING, "gzip");
     if let Some(rest) = rest {
         request = request.header(header::RANGE, format!("bytes={}-", rest.from));

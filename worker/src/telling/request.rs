@@ -17,7 +17,6 @@ use crate::{
     storage::MAX_REFUSAL_BYTES,
 };
 
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("brightrun/", env!("CARGO_PKG_VERSION")));
 /// Patience limits each request; this only must not.
 const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -99,7 +98,7 @@ pub(super) fn request<B>(
     let request = Request::builder().method(method).uri(net::target(url)).body(body);
     let odd = |_| Trouble::new(TroubleKind::BrokenAnswer, "its address is no HTTP address");
     let mut request = request.map_err(odd)?;
-    request.headers_mut().insert(USER_AGENT, AGENT);
+    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(net::AGENT));
     request.headers_mut().extend(headers);
     Ok(request)
 }

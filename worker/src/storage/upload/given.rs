@@ -19,7 +19,6 @@ use crate::{
     storage::{
         error::{Trouble, TroubleKind},
         expiry,
-        link::AGENT,
         refusal::MAX_REFUSAL_BYTES,
         s3_client::Line,
     },
@@ -84,7 +83,7 @@ async fn put_once(
 ) -> Result<Option<Failure>, Failure> {
     let kind = Kind::of(link);
     let mut request = Request::builder().method(Method::PUT).uri(net::target(link));
-    request = request.header(header::USER_AGENT, AGENT).header(header::CONTENT_LENGTH, measured.whole.bytes);
+    request = request.header(header::USER_AGENT, net::AGENT).header(header::CONTENT_LENGTH, measured.whole.bytes);
     if kind != Kind::Signature2 {
         request = request.header(header::CONTENT_TYPE, names::content_type(&measured.name));
     }

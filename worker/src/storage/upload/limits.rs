@@ -27,6 +27,10 @@ pub const PART_BYTES: u64 = 16 << 20;
 pub const MAX_PARTS: u64 = 10_000;
 /// Largest object, by S3's rules: 5 TiB.
 pub const MAX_OBJECT_BYTES: u64 = 5 << 40;
+/// Finding out whether a store would take results.
+pub const LOOK: Duration = Duration::from_secs(30);
+/// Attempts at that.
+pub const LOOK_ATTEMPTS: u32 = 3;
 /// So long is tried to remove the parts of an upload that failed.
 pub const ABORT: Duration = Duration::from_secs(30);
 /// So long of that is waited for after a cancellation; the rest goes on beside.
@@ -78,6 +82,11 @@ impl Default for UploadLimits {
 }
 
 impl UploadLimits {
+    /// For finding out whether a store would take results, before anybody waits for one.
+    pub fn of_a_look() -> Self {
+        Self { deadline: LOOK, attempts: LOOK_ATTEMPTS, ..Self::default() }
+    }
+
     /// Size of the parts of a file of so many bytes: as few bytes as the number of parts allows.
     pub(super) fn part_bytes_for(&self, bytes: u64) -> u64 {
         self.part_bytes.max(bytes.div_ceil(MAX_PARTS)).max(1)

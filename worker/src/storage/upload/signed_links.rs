@@ -15,7 +15,6 @@ use crate::{
     redacted::Redacted,
     storage::{
         error::{Trouble, TroubleKind},
-        link::AGENT,
         refusal::MAX_REFUSAL_BYTES,
     },
 };
@@ -60,7 +59,7 @@ impl Bucket<'_> {
     async fn open_once(&self, link: &Url, place: &str) -> Result<(), Failure> {
         let broken = |_| Trouble::new(TroubleKind::BrokenAnswer, "its address is no HTTP address");
         let request = Request::builder().method(Method::GET).uri(net::target(link));
-        let request = request.header(header::USER_AGENT, AGENT).header(header::RANGE, "bytes=0-0");
+        let request = request.header(header::USER_AGENT, net::AGENT).header(header::RANGE, "bytes=0-0");
         let request = request.body(Empty::<Bytes>::new()).map_err(broken)?;
         let answer = self.sending.line.exchange(link, request, true).await;
         let (head, mut body) = answer.map_err(|error| self.sending.failure(error, place))?;

@@ -1,14 +1,18 @@
 // What kernels are written in: CUDA C++ with names for everything that the emulator has to see. Under nvcc all of it is
 // the plain thing; on the host (emulator/emulator.h) every access is checked.
 //
-//   global<T>, shared<T>       pointers; load<V>(p), store<V>(p, v) move 2 to 16 bytes at once
+//   global<T>, shared<T>       pointers; load<V>(p), store<V>(p, v) move 2 to 16 bytes at once, load_once<V>(p) what
+//                              nobody reads again; at_address<T>(n) is memory by an address that was read from memory
 //   SHARED(T, name, count)     a block's own memory of fixed size;  DYNAMIC_SHARED(T, name)  of the size that the launch says
-//   bf16                       to_float(b), to_bf16(f): rounded to the nearest, ties to even
-//   sync_block, sync_warp, shuffle_xor, shuffle, shuffle_down, vote_any, vote_all, votes
+//   bf16                       to_float(b), to_bf16(f): rounded to the nearest, ties to even; two in 32 bits: pack(low,
+//                              high), low(pair), high(pair)
+//   sync_block, sync_warp, shuffle_xor, shuffle, shuffle_down, shuffle_up, vote_any, vote_all, votes
 //   mma_bf16(d, a, b)          mma.sync m16n8k16, row x column, bf16 in, f32 out
+//   mma_tf32(d, a, b)          mma.sync m16n8k8 of to_tf32(f), f32 out
 //   load_matrix, load_matrix_transposed      ldmatrix x4: 8x8 pieces of bf16
 //   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes
-//   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum
+//   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
+//   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
 //   KERNEL(name)               after a kernel: makes it known to the host
 #pragma once
@@ -34,25 +38,70 @@ template <class T> using shared = T*;
 
 template <class V, class T> DEVICE V load(const T* at) { return *reinterpret_cast<const V*>(at); }
 template <class V, class T> DEVICE void store(T* at, V value) { *reinterpret_cast<V*>(at) = value; }
+template <class V, class T> DEVICE V load_once(const T* at) {
+    static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16, "4, 8 or 16 bytes");
+    V value;
+    if constexpr (sizeof(V) == 16) {
+        uint4 bits;
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "l"(at));
+        memcpy(&value, &bits, 16);
+    } else if constexpr (sizeof(V) == 8) {
+        uint2 bits;
+        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1},[%2];" : "=r"(bits.x), "=r"(bits.y) : "l"(at));
+        memcpy(&value, &bits, 8);
+    } else {
+        uint32_t bits;
+        asm("ld.global.nc.L1::no_allocate.u32 %0,[%1];" : "=r"(bits) : "l"(at));
+        memcpy(&value, &bits, 4);
+    }
+    return value;
+}
+template <class T> DEVICE T* at_address(uint64_t address) { return reinterpret_cast<T*>(address); }
 template <class U, class T> DEVICE U* as(T* at) { return reinterpret_cast<U*>(at); }
 
 DEVICE float to_float(bf16 value) { return __bfloat162float(value); }
 DEVICE bf16 to_bf16(float value) { return __float2bfloat16_rn(value); }
 
+DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
+DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t pack(float low, float high) {
+    __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &both, 4);
+    return bits;
+}
+DEVICE float low(uint32_t pair) { return __uint_as_float(pair << 16); }
+DEVICE float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+DEVICE int count_leading_zeros(uint32_t bits) { return __clz(int(bits)); }
+DEVICE int count_ones(uint32_t bits) { return __popc(bits); }
+DEVICE uint32_t to_tf32(float value) {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0,%1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 template <class T> DEVICE T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 template <class T> DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+template <class T> DEVICE T shuffle_up(T value, int by) { return __shfl_up_sync(0xffffffffu, value, by); }
 template <class T> DEVICE T shuffle_down(T value, int by) { return __shfl_down_sync(0xffffffffu, value, by); }
 DEVICE bool vote_any(bool value) { return __any_sync(0xffffffffu, value); }
 DEVICE bool vote_all(bool value) { return __all_sync(0xffffffffu, value); }
 DEVICE unsigned votes(bool value) { return __ballot_sync(0xffffffffu, value); }
 DEVICE int atomic_add(int* at, int value) { return atomicAdd(at, value); }
-DEVICE unsigned atomic_add(unsigned* at, unsigned value) { return atomicAdd(at, value); }
+DEVICE uint32_t atomic_add(uint32_t* at, uint32_t value) { return atomicAdd(at, value); }
 
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -81,7 +130,15 @@ template <int N> DEVICE void wait_async() { asm volatile("cp.async.wait_group %0
 // Rounded after each step, where the compiler would join both into one.
 DEVICE float multiply(float x, float y) { return __fmul_rn(x, y); }
 DEVICE float add(float x, float y) { return __fadd_rn(x, y); }
+DEVICE float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 DEVICE float fast_exp(float value) { return __expf(value); }
+DEVICE float fast_exp2(float value) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(result) : "f"(value));
+    return result;
+}
+DEVICE float fast_log(float value) { return __logf(value); }
+DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
 DEVICE float reciprocal_root(float value) { return rsqrtf(value); }
 
 #else

@@ -23,6 +23,14 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: String,
     },
+    /// A GPU that did not do what it was asked.
+    #[error("GPU: {what}: {reason}")]
+    Gpu {
+        /// The kernel, or what else was asked.
+        what: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// An error of the tensor library.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -10,13 +10,13 @@ pub mod delta_rule;
 mod disjoint;
 mod documents;
 pub mod dropout;
-#[cfg(feature = "emulation")]
-pub mod emulator;
 mod error;
 mod fast_math;
 pub mod fp8;
 mod frozen;
 pub mod gemm;
+pub mod gpu;
+pub mod gpu_check;
 pub mod grad_norm;
 pub mod lora_linear;
 pub mod moe;

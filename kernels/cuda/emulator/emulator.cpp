@@ -26,8 +26,9 @@ struct Moment {
     uint32_t warp_syncs = 0;
 };
 
-// What is known of a byte: whether it holds anything, and who wrote it and read it last in this launch.
+// What is known of a few bytes: whether they hold anything, and who wrote them and read them last in that launch.
 struct Shadow {
+    uint32_t launch = 0;
     Moment writer, reader;
     bool written = false;
     bool was_written = false, by_atomic = false;
@@ -56,11 +57,23 @@ struct Fiber {
 
 }  // namespace
 
+// `shadow` has one entry for each `grain` bytes: what is written a float at a time is not looked at byte by byte.
 struct Region {
     unsigned char* base;
     size_t bytes;
     const char* kind;
+    size_t grain;
+    Shadow* shadow;
+};
+
+struct Owned {
+    Region region;
     std::vector<Shadow> shadow;
+
+    Owned(void* base, size_t bytes, const char* kind, size_t grain)
+        : region{static_cast<unsigned char*>(base), bytes, kind, grain, nullptr}, shadow((bytes + grain - 1) / grain) {
+        region.shadow = shadow.data();
+    }
 };
 
 namespace {
@@ -77,18 +90,25 @@ struct Launch {
     void* main_stack = nullptr;
     Entry entry = nullptr;
     void* const* arguments = nullptr;
-    std::vector<std::pair<const void*, std::unique_ptr<Region>>> carved;
+    std::vector<Region> windows;
+    std::vector<std::pair<const void*, std::unique_ptr<Owned>>> carved;
     std::vector<std::unique_ptr<unsigned char[], void (*)(void*)>> carved_memory;
-    Region* dynamic = nullptr;
     size_t dynamic_bytes = 0;
     std::string failure;
 };
 
 thread_local Launch* launch = nullptr;
-thread_local std::map<uintptr_t, std::unique_ptr<Region>> allocations;
+thread_local std::map<uintptr_t, std::unique_ptr<Owned>> allocations;
+// Launches of this thread so far: what a shadow knows of an earlier one is over.
+thread_local uint32_t launches = 0;
 
-std::map<std::string, Entry>& kernels() {
-    static std::map<std::string, Entry> all;
+struct Known {
+    Entry entry;
+    std::string arguments;
+};
+
+std::map<std::string, Known>& kernels() {
+    static std::map<std::string, Known> all;
     return all;
 }
 
@@ -169,18 +189,12 @@ void begin() {
     std::abort();
 }
 
-std::unique_ptr<Region> region(void* base, size_t bytes, const char* kind) {
-    auto made = std::make_unique<Region>();
-    *made = {static_cast<unsigned char*>(base), bytes, kind, std::vector<Shadow>(bytes)};
-    return made;
-}
-
 void* aligned(size_t bytes) { return std::aligned_alloc(128, (std::max<size_t>(bytes, 1) + 127) / 128 * 128); }
 
 void clear_shared() {
-    for (auto& [site, region] : launch->carved) {
-        std::memset(region->base, POISON, region->bytes);
-        std::fill(region->shadow.begin(), region->shadow.end(), Shadow{});
+    for (auto& [site, owned] : launch->carved) {
+        std::memset(owned->region.base, POISON, owned->region.bytes);
+        std::fill(owned->shadow.begin(), owned->shadow.end(), Shadow{});
     }
 }
 
@@ -275,10 +289,40 @@ void run_block(const std::vector<uint32_t>& turns, unsigned char* stacks) {
     }
 }
 
-std::string run(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes, void* const* arguments,
-                uint64_t seed) {
+// The allocation that holds the address, or ends there.
+Owned* holder(const void* at) {
+    auto after = allocations.upper_bound(reinterpret_cast<uintptr_t>(at));
+    if (after == allocations.begin()) return nullptr;
+    Owned* owned = std::prev(after)->second.get();
+    auto offset = static_cast<size_t>(static_cast<const unsigned char*>(at) - owned->region.base);
+    return offset <= owned->region.bytes ? owned : nullptr;
+}
+
+// What each argument may reach; an empty message if all of it is allocated.
+std::string open_windows(void* const* arguments, const size_t* bytes, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        Region window{nullptr, 0, "no", 1, nullptr};
+        if (bytes[i] != SIZE_MAX && bytes[i] != 0) {
+            auto at = *static_cast<unsigned char**>(arguments[i]);
+            Owned* owned = holder(at);
+            if (!owned) return "an argument that nobody has allocated";
+            const Region& whole = owned->region;
+            size_t offset = static_cast<size_t>(at - whole.base);
+            if (offset + bytes[i] > whole.bytes) return "an argument that ends beyond its allocation";
+            window = {at, bytes[i], "global", whole.grain, whole.shadow + offset / whole.grain};
+        }
+        launch->windows.push_back(window);
+    }
+    return "";
+}
+
+std::string run(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes, const char* signature,
+                void* const* arguments, const size_t* bytes, size_t count, uint64_t seed) {
     auto found = kernels().find(kernel);
-    if (found == kernels().end()) return "there is no such kernel";
+    if (found == kernels().end()) return std::string(kernel) + ": there is no such kernel";
+    if (found->second.arguments != signature) {
+        return std::string(kernel) + ": it takes (" + found->second.arguments + "), and the host says (" + signature + ")";
+    }
     uint32_t threads = block[0] * block[1] * block[2];
     if (threads == 0 || threads % WARP != 0 || threads > 1024) return "a block has 32 to 1024 threads, in whole warps";
     Launch own;
@@ -286,19 +330,18 @@ std::string run(const char* kernel, const unsigned* grid, const unsigned* block,
     own.kernel = kernel;
     own.grid = {grid[0], grid[1], grid[2]};
     own.block = {block[0], block[1], block[2]};
-    own.entry = found->second;
+    own.entry = found->second.entry;
     own.arguments = arguments;
+    own.failure = open_windows(arguments, bytes, count);
+    if (!own.failure.empty()) {
+        launch = nullptr;
+        return std::string(kernel) + ": " + own.failure;
+    }
     own.fibers.resize(threads);
     own.left.assign(size_t(threads) * LEFT, POISON);
     own.dynamic_bytes = shared_bytes;
+    launches++;
     std::unique_ptr<unsigned char, void (*)(void*)> stacks(static_cast<unsigned char*>(std::malloc(threads * STACK)), std::free);
-    for (auto& [base, region] : allocations) {
-        for (auto& shadow : region->shadow) {
-            bool written = shadow.written;
-            shadow = {};
-            shadow.written = written;
-        }
-    }
     uint32_t blocks = grid[0] * grid[1] * grid[2];
     auto turns = order(threads, seed);
     for (uint32_t number : order(blocks, seed)) {
@@ -313,7 +356,7 @@ std::string run(const char* kernel, const unsigned* grid, const unsigned* block,
 
 }  // namespace
 
-Registered::Registered(const char* name, Entry entry) { kernels()[name] = entry; }
+Registered::Registered(const char* name, Entry entry, const std::string& arguments) { kernels()[name] = {entry, arguments}; }
 
 void fail(const std::string& why) {
     const uint3 block = launch->block_at, thread = launch->current->index;
@@ -325,16 +368,16 @@ void fail(const std::string& why) {
     std::abort();
 }
 
+Region* window(int argument) { return &launch->windows[size_t(argument)]; }
+
 Region* find(const void* at) {
-    auto after = allocations.upper_bound(reinterpret_cast<uintptr_t>(at));
-    if (after == allocations.begin()) return nullptr;
-    Region* region = std::prev(after)->second.get();
-    auto offset = static_cast<size_t>(static_cast<const unsigned char*>(at) - region->base);
-    return offset <= region->bytes ? region : nullptr;
+    Owned* owned = holder(at);
+    if (!owned) fail("an address that nobody has allocated");
+    return &owned->region;
 }
 
 void touch(Region* region, const void* at, size_t bytes, Access access) {
-    if (!region) fail("an address that nobody has allocated");
+    if (!region || !region->shadow) fail("memory that is not there");
     auto address = static_cast<const unsigned char*>(at);
     if (address < region->base || address + bytes > region->base + region->bytes) {
         fail("out of bounds: " + place(region, at, bytes));
@@ -343,9 +386,16 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
         fail("misaligned: " + place(region, at, bytes));
     }
     Moment moment = now();
-    Shadow* shadow = &region->shadow[address - region->base];
-    for (size_t i = 0; i < bytes; i++, shadow++) {
+    size_t first = size_t(address - region->base) / region->grain;
+    size_t last = size_t(address - region->base + bytes - 1) / region->grain;
+    for (Shadow* shadow = region->shadow + first; shadow <= region->shadow + last; shadow++) {
         if (access != Access::Write && !shadow->written) fail("a read of what nobody has written: " + place(region, at, bytes));
+        if (shadow->launch != launches) {
+            bool written = shadow->written;
+            *shadow = {};
+            shadow->written = written;
+            shadow->launch = launches;
+        }
         bool both_atomic = access == Access::Atomic && shadow->by_atomic;
         if (shadow->was_written && !both_atomic && !before(shadow->writer, moment)) {
             fail("another thread has written there, and nothing is between: " + place(region, at, bytes));
@@ -358,6 +408,7 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
             fail("another thread has read there, and nothing is between: " + place(region, at, bytes));
         }
         *shadow = {};
+        shadow->launch = launches;
         shadow->writer = moment;
         shadow->written = shadow->was_written = true;
         shadow->by_atomic = access == Access::Atomic;
@@ -365,17 +416,17 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
 }
 
 void* carve(const void* site, size_t bytes, Region** found) {
-    for (auto& [known, region] : launch->carved) {
+    for (auto& [known, owned] : launch->carved) {
         if (known == site) {
-            *found = region.get();
-            return region->base;
+            *found = &owned->region;
+            return owned->region.base;
         }
     }
     launch->carved_memory.emplace_back(static_cast<unsigned char*>(aligned(bytes)), std::free);
     auto base = launch->carved_memory.back().get();
     std::memset(base, POISON, bytes);
-    launch->carved.emplace_back(site, region(base, bytes, "shared"));
-    *found = launch->carved.back().second.get();
+    launch->carved.emplace_back(site, std::make_unique<Owned>(base, bytes, "shared", 1));
+    *found = &launch->carved.back().second->region;
     return base;
 }
 
@@ -440,26 +491,35 @@ void wait_for_copies(int groups) {
 
 }  // namespace emulator
 
-// What the host calls. The memory stays the caller's.
-extern "C" void emulator_add(void* base, size_t bytes, int written) {
-    auto made = emulator::region(base, bytes, "global");
-    for (auto& shadow : made->shadow) shadow.written = written != 0;
-    emulator::allocations[reinterpret_cast<uintptr_t>(base)] = std::move(made);
+// What the host calls. The memory stays the caller's, which writes and reads it a `grain` of bytes at a time.
+extern "C" void emulator_add(void* base, size_t bytes, size_t grain) {
+    emulator::allocations[reinterpret_cast<uintptr_t>(base)] = std::make_unique<emulator::Owned>(base, bytes, "global", grain);
 }
 
 extern "C" void emulator_remove(void* base) { emulator::allocations.erase(reinterpret_cast<uintptr_t>(base)); }
 
-// How many bytes of an allocation nobody has written.
-extern "C" size_t emulator_unwritten(const void* base) {
-    auto found = emulator::allocations.find(reinterpret_cast<uintptr_t>(base));
-    if (found == emulator::allocations.end()) return 0;
-    auto& shadow = found->second->shadow;
-    return std::count_if(shadow.begin(), shadow.end(), [](const emulator::Shadow& byte) { return !byte.written; });
+// The host, or a copy, has written there.
+extern "C" void emulator_written(const void* at, size_t bytes) {
+    emulator::Owned* owned = emulator::holder(at);
+    if (!owned || bytes == 0) return;
+    size_t offset = size_t(static_cast<const unsigned char*>(at) - owned->region.base), grain = owned->region.grain;
+    for (size_t i = offset / grain; i <= (offset + bytes - 1) / grain; i++) owned->shadow[i].written = true;
 }
 
-// Runs a kernel; what went wrong is written to `message`, which is empty where nothing did.
+// How many bytes from there nobody has written.
+extern "C" size_t emulator_unwritten(const void* at, size_t bytes) {
+    emulator::Owned* owned = emulator::holder(at);
+    if (!owned || bytes == 0) return 0;
+    size_t offset = size_t(static_cast<const unsigned char*>(at) - owned->region.base), grain = owned->region.grain, count = 0;
+    for (size_t i = offset / grain; i <= (offset + bytes - 1) / grain; i++) count += !owned->shadow[i].written;
+    return count * grain;
+}
+
+// Runs a kernel; what went wrong is written to `message`, which is empty where nothing did. `bytes` has what each argument may
+// reach, SIZE_MAX for a number.
 extern "C" void emulator_launch(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes,
-                                void* const* arguments, uint64_t seed, char* message, size_t length) {
-    auto failure = emulator::run(kernel, grid, block, shared_bytes, arguments, seed);
+                                const char* signature, void* const* arguments, const size_t* bytes, size_t count, uint64_t seed,
+                                char* message, size_t length) {
+    auto failure = emulator::run(kernel, grid, block, shared_bytes, signature, arguments, bytes, count, seed);
     std::snprintf(message, length, "%s", failure.c_str());
 }

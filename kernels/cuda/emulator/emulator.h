@@ -69,8 +69,33 @@ inline bf16 to_bf16(float value) {
 // The host's compiler is told not to join them.
 inline float multiply(float x, float y) { return x * y; }
 inline float add(float x, float y) { return x + y; }
+inline float fused(float x, float y, float z) { return std::fma(x, y, z); }
 inline float fast_exp(float value) { return std::exp(value); }
+inline float fast_exp2(float value) { return std::exp2(value); }
+inline float fast_log(float value) { return std::log(value); }
 inline float reciprocal_root(float value) { return 1.0f / std::sqrt(value); }
+inline float quotient(float x, float y) { return x / y; }
+inline uint32_t float_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline float bits_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline uint32_t pack(float low, float high) { return uint32_t(to_bf16(low).bits) | uint32_t(to_bf16(high).bits) << 16; }
+inline float low(uint32_t pair) { return bits_float(pair << 16); }
+inline float high(uint32_t pair) { return bits_float(pair & 0xffff0000u); }
+inline int count_leading_zeros(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
+inline int count_ones(uint32_t bits) { return __builtin_popcount(bits); }
+// To the nearest that has 10 bits behind the point, ties away from 0.
+inline uint32_t to_tf32(float value) {
+    uint32_t bits = float_bits(value);
+    if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
+    return (bits + 0x1000u) & 0xffffe000u;
+}
 using std::max;
 using std::min;
 
@@ -83,7 +108,9 @@ enum class Access { Read, Write, Atomic };
 
 // Ends the launch with a message if an access is wrong, and takes note of it otherwise.
 void touch(Region* region, const void* at, size_t bytes, Access access);
-// The allocation that an address lies in; nothing where it is none that was made known.
+// What a kernel may reach of an argument: as much of its allocation as the launch has named.
+Region* window(int argument);
+// The allocation that an address out of memory lies in; fails where it is none that was made known.
 Region* find(const void* at);
 // Memory of a block under a name, the same for all of its threads. `count` 0: all that the launch has for it.
 void* carve(const void* site, size_t bytes, Region** region);
@@ -150,6 +177,11 @@ template <class T> class checked {
         at += by;
         return *this;
     }
+    checked& operator-=(ptrdiff_t by) {
+        at -= by;
+        return *this;
+    }
+    bool operator<(checked other) const { return at < other.at; }
     explicit operator bool() const { return at != nullptr; }
     bool operator==(std::nullptr_t) const { return at == nullptr; }
     bool operator!=(std::nullptr_t) const { return at != nullptr; }
@@ -161,25 +193,48 @@ template <class T> inline constexpr bool is_checked<checked<T>> = true;
 using Entry = void (*)(void* const* arguments);
 
 struct Registered {
-    Registered(const char* name, Entry entry);
+    Registered(const char* name, Entry entry, const std::string& arguments);
 };
 
+template <class T> struct Named;
+template <> struct Named<float> { static constexpr const char* name = "f32"; };
+template <> struct Named<bf16> { static constexpr const char* name = "bf16"; };
+template <> struct Named<uint8_t> { static constexpr const char* name = "u8"; };
+template <> struct Named<int> { static constexpr const char* name = "i32"; };
+template <> struct Named<uint32_t> { static constexpr const char* name = "u32"; };
+template <> struct Named<uint64_t> { static constexpr const char* name = "u64"; };
+
 // An argument as a launch hands it over: pointers are plain addresses there.
-template <class P> P argument(void* from) {
+template <class P> P argument(void* const* from, int index) {
     if constexpr (is_checked<P>) {
-        auto at = *static_cast<decltype(P::at)*>(from);
-        return P(at, at ? find(at) : nullptr);
+        auto at = *static_cast<decltype(P::at)*>(from[index]);
+        return P(at, window(index));
     } else {
-        return *static_cast<P*>(from);
+        return *static_cast<P*>(from[index]);
+    }
+}
+
+template <class P> std::string argument_name() {
+    if constexpr (is_checked<P>) {
+        using T = std::remove_pointer_t<decltype(P::at)>;
+        return std::string(std::is_const_v<T> ? "const " : "") + Named<std::remove_const_t<T>>::name + "*";
+    } else {
+        return Named<P>::name;
     }
 }
 
 template <auto kernel> struct Unpacked;
 template <class... P, void (*kernel)(P...)> struct Unpacked<kernel> {
     template <size_t... I> static void call(void* const* arguments, std::index_sequence<I...>) {
-        kernel(argument<std::remove_const_t<P>>(arguments[I])...);
+        kernel(argument<std::remove_const_t<P>>(arguments, int(I))...);
     }
     static void run(void* const* arguments) { call(arguments, std::index_sequence_for<P...>()); }
+    // As the host's side declares it: "const bf16*, f32*, u64".
+    static std::string arguments() {
+        std::string all;
+        ((all += (all.empty() ? "" : ", ") + argument_name<std::remove_const_t<P>>()), ...);
+        return all;
+    }
 };
 
 }  // namespace emulator
@@ -192,7 +247,8 @@ template <class T> using shared = emulator::checked<T>;
 #define blockDim (emulator::block_size())
 #define gridDim (emulator::grid_size())
 
-#define KERNEL(name) static emulator::Registered registered_##name(#name, &emulator::Unpacked<&name>::run);
+#define KERNEL(name) \
+    static emulator::Registered registered_##name(#name, &emulator::Unpacked<&name>::run, emulator::Unpacked<&name>::arguments());
 #define SHARED(T, name, count)                                                                 \
     static const char site_##name = 0;                                                         \
     emulator::Region* region_##name = nullptr;                                                 \
@@ -213,6 +269,12 @@ template <class V, class T> void store(emulator::checked<T> to, V value) {
     emulator::touch(to.region, to.at, sizeof(V), emulator::Access::Write);
     std::memcpy(to.at, &value, sizeof(V));
 }
+template <class V, class T> V load_once(emulator::checked<T> from) { return load<V>(from); }
+// Memory by an address that was itself read from memory.
+template <class T> global<T> at_address(uint64_t address) {
+    auto at = reinterpret_cast<T*>(address);
+    return {at, emulator::find(at)};
+}
 template <class U, class T> emulator::checked<U> as(emulator::checked<T> from) {
     return {reinterpret_cast<U*>(from.at), from.region};
 }
@@ -231,6 +293,10 @@ template <class T> T shuffle(T value, int lane) {
     return result;
 }
 template <class T> T shuffle_xor(T value, int mask) { return shuffle(value, emulator::lane() ^ mask); }
+template <class T> T shuffle_up(T value, int by) {
+    int from = emulator::lane() - by;
+    return shuffle(value, from >= 0 ? from : emulator::lane());
+}
 template <class T> T shuffle_down(T value, int by) {
     int from = emulator::lane() + by;
     return shuffle(value, from < 32 ? from : emulator::lane());
@@ -245,9 +311,10 @@ inline unsigned votes(bool value) {
 inline bool vote_any(bool value) { return votes(value) != 0; }
 inline bool vote_all(bool value) { return votes(value) == 0xffffffffu; }
 
-inline int atomic_add(emulator::checked<int> at, int value) {
-    emulator::touch(at.region, at.at, sizeof(int), emulator::Access::Atomic);
-    int before = *at.at;
+template <class T> T atomic_add(emulator::checked<T> at, T value) {
+    static_assert(std::is_integral_v<T>, "a sum of floats would depend on who comes first");
+    emulator::touch(at.region, at.at, sizeof(T), emulator::Access::Atomic);
+    T before = *at.at;
     *at.at += value;
     return before;
 }
@@ -273,6 +340,34 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
             int holder = (k % 8) / 2, high = k / 8;
             float x = half(of((row % 8) * 4 + holder)->a[row / 8 + 2 * high], k % 2);
             float y = half(of(column * 4 + holder)->b[high], k % 2);
+            sum += x * y;
+        }
+        d[i] += sum;
+    }
+    emulator::part();
+}
+
+// m16n8k8 of tf32, with group = lane / 4 and place = lane % 4:
+//   A (16 x 8, rows): register r holds row group + 8 (r % 2), column place + 4 (r / 2)
+//   B (8 x 8, columns): register r holds column group, row place + 4 r
+//   D as above
+inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    struct Fragments {
+        uint32_t a[4], b[2];
+    } own;
+    std::memcpy(own.a, a, sizeof(own.a));
+    std::memcpy(own.b, b, sizeof(own.b));
+    auto left = emulator::meet("mma_tf32", &own, sizeof(own));
+    auto of = [&](int lane) { return reinterpret_cast<const Fragments*>(emulator::of_lane(left, lane)); };
+    // The hardware looks at the first 19 bits only.
+    auto value = [](uint32_t bits) { return bits_float(bits & 0xffffe000u); };
+    int group = emulator::lane() / 4, place = emulator::lane() % 4;
+    for (int i = 0; i < 4; i++) {
+        int row = group + 8 * (i / 2), column = 2 * place + i % 2;
+        float sum = 0;
+        for (int k = 0; k < 8; k++) {
+            float x = value(of((row % 8) * 4 + k % 4)->a[row / 8 + 2 * (k / 4)]);
+            float y = value(of(column * 4 + k % 4)->b[k / 4]);
             sum += x * y;
         }
         d[i] += sum;

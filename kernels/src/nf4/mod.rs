@@ -23,8 +23,7 @@
 mod bitsandbytes;
 mod cpu;
 mod dynamic_map;
-#[cfg(all(test, feature = "emulation"))]
-mod emulated;
+mod gpu;
 mod mean;
 pub(crate) mod reference;
 #[cfg(test)]
@@ -33,6 +32,7 @@ mod tests;
 use std::ops::Range;
 
 pub(crate) use dynamic_map::DynamicMap;
+pub use gpu::{GpuNf4, GpuScales};
 
 use crate::{Error, Result, Stored};
 

@@ -1,0 +1,43 @@
+//! The checks themselves, on an emulated GPU.
+
+use super::{Check, FAMILIES, Sizes, relative_error};
+use crate::gpu::Gpu;
+
+/// Runs a family in two orders of threads and blocks: everything holds, and not a bit depends on the order.
+fn holds(name: &str) {
+    let family = FAMILIES.iter().find(|family| family.name == name).expect("a family of that name");
+    let run = |order| family.run(&Gpu::emulated(order), Sizes::Small, 17).unwrap();
+    let first = run(0);
+    assert!(!first.is_empty(), "{name} compares nothing");
+    let wrong: Vec<_> = first.iter().filter(|check| !check.holds()).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let digests = |checks: &[Check]| checks.iter().map(|check| check.digest).collect::<Vec<_>>();
+    assert_eq!(digests(&first), digests(&run(1)), "{name}: another order of threads gives other bits");
+}
+
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            holds(&stringify!($name).replace('_', " "));
+        })*
+
+        #[test]
+        fn every_family_has_its_test() {
+            let tested = [$(stringify!($name).replace('_', " ")),*];
+            assert_eq!(FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>(), tested);
+        }
+    };
+}
+
+families! { nf4 }
+
+#[test]
+fn nothing_and_no_number_are_not_right() {
+    assert_eq!(relative_error(&[1.0, 2.0], &[1.0, 2.0]), 0.0);
+    assert_eq!(relative_error(&[3.0, 4.0], &[0.0, 0.0]), f64::INFINITY);
+    assert_eq!(relative_error(&[0.0, 4.0], &[0.0, 5.0]), 0.2);
+    for (found, expected) in [(&[][..], &[][..]), (&[1.0], &[1.0, 2.0]), (&[f64::NAN], &[1.0])] {
+        assert_eq!(relative_error(found, expected), f64::INFINITY);
+    }
+}

@@ -1,0 +1,100 @@
+//! NF4 weights in a GPU's memory.
+
+use half::bf16;
+
+use super::{NESTED_BLOCK, Nf4Matrix, OP, Scales, dynamic_map};
+use crate::Result;
+use crate::gpu::{Buffer, Gpu, Kernel, Shape};
+
+const DECODE: Kernel = Kernel::new("nf4_decode", "const u8*, const f32*, bf16*, u64");
+const DECODE_DOUBLE: Kernel =
+    Kernel::new("nf4_decode_double", "const u8*, const u8*, const f32*, const f32*, f32, bf16*, u64");
+
+/// Threads of a block, and blocks of a multiprocessor.
+const THREADS: u32 = 256;
+const BLOCKS: u32 = 8;
+/// Values that a thread decodes at a time.
+const VALUES: usize = 8;
+
+/// A matrix in NF4 in a GPU's memory.
+#[derive(Debug)]
+pub struct GpuNf4 {
+    rows: usize,
+    columns: usize,
+    packed: Buffer<u8>,
+    scales: GpuScales,
+}
+
+/// The absmax of every block, as they are stored.
+#[derive(Debug)]
+pub enum GpuScales {
+    /// One `f32` a block.
+    Plain(Buffer<f32>),
+    /// Double quantisation.
+    Double {
+        /// One index into `map` a block.
+        codes: Buffer<u8>,
+        /// One scale for each [`NESTED_BLOCK`] codes.
+        nested: Buffer<f32>,
+        /// [`dynamic_map()`].
+        map: Buffer<f32>,
+        /// Added to every decoded scale.
+        offset: f32,
+    },
+}
+
+// === impl GpuNf4 ===
+
+impl GpuNf4 {
+    /// The matrix, copied to a GPU.
+    pub fn of(gpu: &Gpu, matrix: &Nf4Matrix) -> Result<Self> {
+        let scales = match matrix.scales() {
+            Scales::Plain(absmax) => GpuScales::Plain(gpu.of(absmax)?),
+            Scales::Double { codes, nested, offset } => GpuScales::Double {
+                codes: gpu.of(codes)?,
+                nested: gpu.of(nested)?,
+                map: gpu.of(dynamic_map())?,
+                offset: *offset,
+            },
+        };
+        Ok(Self { rows: matrix.rows(), columns: matrix.columns(), packed: gpu.of(matrix.packed())?, scales })
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The codes, two a byte.
+    pub fn packed(&self) -> &Buffer<u8> {
+        &self.packed
+    }
+
+    /// The scales as they are stored.
+    pub fn scales(&self) -> &GpuScales {
+        &self.scales
+    }
+
+    /// All values, row by row, each rounded to bf16.
+    pub fn decode(&self, out: &mut Buffer<bf16>) -> Result<()> {
+        let count = self.rows * self.columns;
+        out.expect(OP, "decoded values", count)?;
+        let gpu = self.packed.gpu();
+        let groups = count.div_ceil(VALUES).div_ceil(THREADS as usize);
+        let shape = Shape::of(gpu.blocks(groups, BLOCKS), THREADS);
+        let (packed, number) = ((&self.packed).into(), (count as u64).into());
+        match &self.scales {
+            GpuScales::Plain(absmax) => gpu.launch(&DECODE, shape, [packed, absmax.into(), out.into(), number]),
+            GpuScales::Double { codes, nested, map, offset } => {
+                nested.expect(OP, "nested absmax", codes.len().div_ceil(NESTED_BLOCK))?;
+                let (codes, nested, map) = (codes.into(), nested.into(), map.into());
+                gpu.launch(&DECODE_DOUBLE, shape, [packed, codes, nested, map, (*offset).into(), out.into(), number])
+            }
+        }
+    }
+}

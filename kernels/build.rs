@@ -1,16 +1,32 @@
-//! Compiles the kernels for GPUs: with `emulation` for the processor, where tests check every access of theirs.
+//! Compiles the kernels for GPUs: with `emulation` for the processor, where tests check every access of theirs; with `cuda`
+//! for cards, by nvcc.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-fn main() -> io::Result<()> {
+#[cfg(feature = "cuda")]
+#[path = "build/cuda.rs"]
+mod cuda;
+
+fn main() {
+    if let Err(error) = build() {
+        // A panic would say the same, with more words around it.
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> io::Result<()> {
     let kernels = kernels()?;
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=cuda");
     kernels.iter().for_each(|kernel| println!("cargo:rerun-if-changed={}", kernel.display()));
     emulation(&kernels);
+    #[cfg(feature = "cuda")]
+    cuda::build(&kernels)?;
     Ok(())
 }
 

@@ -24,12 +24,27 @@ pub enum Error {
         reason: String,
     },
     /// A GPU that did not do what it was asked.
-    #[error("GPU: {what}: {reason}")]
+    #[error("{what}: {reason}")]
     Gpu {
         /// The kernel, or what else was asked.
         what: String,
         /// What went wrong.
         reason: String,
+    },
+    /// A GPU without enough memory left.
+    #[error(
+        "GPU: {} MiB were asked for; {} of {} MiB are in use, and the longest free piece has {} MiB",
+        wanted >> 20, used >> 20, size >> 20, gap >> 20
+    )]
+    OutOfGpuMemory {
+        /// Bytes that were asked for.
+        wanted: u64,
+        /// Bytes in use.
+        used: u64,
+        /// Bytes that there are.
+        size: u64,
+        /// Bytes of the longest free piece.
+        gap: u64,
     },
     /// An error of the tensor library.
     #[error(transparent)]

@@ -15,6 +15,8 @@ constexpr int WARP = 32;
 constexpr size_t STACK = 64 << 10;
 // What one lane leaves for the others.
 constexpr size_t LEFT = 64;
+// What an argument may reach: nothing, for it is a number; all of the allocation from there on.
+constexpr size_t NUMBER = SIZE_MAX, ALL = SIZE_MAX - 1;
 // Bytes that nobody has written: no number, in every format.
 constexpr unsigned char POISON = 0xff;
 
@@ -57,7 +59,8 @@ struct Fiber {
 
 }  // namespace
 
-// `shadow` has one entry for each `grain` bytes: what is written a float at a time is not looked at byte by byte.
+// `shadow` has one entry for each `grain` bytes: what is written a float at a time is not looked at byte by byte. Without one
+// only the bounds are looked at.
 struct Region {
     unsigned char* base;
     size_t bytes;
@@ -302,14 +305,15 @@ Owned* holder(const void* at) {
 std::string open_windows(void* const* arguments, const size_t* bytes, size_t count) {
     for (size_t i = 0; i < count; i++) {
         Region window{nullptr, 0, "no", 1, nullptr};
-        if (bytes[i] != SIZE_MAX && bytes[i] != 0) {
+        if (bytes[i] != NUMBER && bytes[i] != 0) {
             auto at = *static_cast<unsigned char**>(arguments[i]);
             Owned* owned = holder(at);
             if (!owned) return "an argument that nobody has allocated";
             const Region& whole = owned->region;
             size_t offset = static_cast<size_t>(at - whole.base);
-            if (offset + bytes[i] > whole.bytes) return "an argument that ends beyond its allocation";
-            window = {at, bytes[i], "global", whole.grain, whole.shadow + offset / whole.grain};
+            if (bytes[i] != ALL && offset + bytes[i] > whole.bytes) return "an argument that ends beyond its allocation";
+            size_t reach = bytes[i] == ALL ? whole.bytes - offset : bytes[i];
+            window = {at, reach, "global", whole.grain, whole.shadow ? whole.shadow + offset / whole.grain : nullptr};
         }
         launch->windows.push_back(window);
     }
@@ -377,7 +381,7 @@ Region* find(const void* at) {
 }
 
 void touch(Region* region, const void* at, size_t bytes, Access access) {
-    if (!region || !region->shadow) fail("memory that is not there");
+    if (!region || !region->base) fail("memory that is not there");
     auto address = static_cast<const unsigned char*>(at);
     if (address < region->base || address + bytes > region->base + region->bytes) {
         fail("out of bounds: " + place(region, at, bytes));
@@ -385,6 +389,7 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
     if (bytes > 1 && reinterpret_cast<uintptr_t>(at) % std::min<size_t>(bytes, 16) != 0) {
         fail("misaligned: " + place(region, at, bytes));
     }
+    if (!region->shadow) return;
     Moment moment = now();
     size_t first = size_t(address - region->base) / region->grain;
     size_t last = size_t(address - region->base + bytes - 1) / region->grain;
@@ -413,6 +418,32 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
         shadow->written = shadow->was_written = true;
         shadow->by_atomic = access == Access::Atomic;
     }
+}
+
+const std::string* signature(const char* kernel) {
+    auto found = kernels().find(kernel);
+    return found == kernels().end() ? nullptr : &found->second.arguments;
+}
+
+// What the emulated driver calls: memory without a shadow, and launches that may reach all of it.
+void add_unchecked(void* base, size_t bytes) {
+    auto owned = std::make_unique<Owned>(base, 0, "global", 1);
+    owned->region.bytes = bytes;
+    owned->region.shadow = nullptr;
+    allocations[reinterpret_cast<uintptr_t>(base)] = std::move(owned);
+}
+
+std::string launch_unchecked(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes,
+                             void* const* arguments, size_t count) {
+    const std::string& types = *signature(kernel);
+    std::vector<size_t> reach(count, NUMBER);
+    for (size_t i = 0, at = 0; i < count; i++) {
+        size_t end = std::min(types.find(", ", at), types.size());
+        bool memory = types[end - 1] == '*';
+        if (memory) reach[i] = *static_cast<void* const*>(arguments[i]) ? ALL : 0;
+        at = end + 2;
+    }
+    return run(kernel, grid, block, shared_bytes, types.c_str(), arguments, reach.data(), count, 0);
 }
 
 void* carve(const void* site, size_t bytes, Region** found) {
@@ -516,7 +547,7 @@ extern "C" size_t emulator_unwritten(const void* at, size_t bytes) {
 }
 
 // Runs a kernel; what went wrong is written to `message`, which is empty where nothing did. `bytes` has what each argument may
-// reach, SIZE_MAX for a number.
+// reach, `NUMBER` for a number.
 extern "C" void emulator_launch(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes,
                                 const char* signature, void* const* arguments, const size_t* bytes, size_t count, uint64_t seed,
                                 char* message, size_t length) {

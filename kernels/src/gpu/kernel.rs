@@ -48,6 +48,12 @@ impl Kernel {
         self.arguments.split(", ").filter(|name| !name.is_empty())
     }
 
+    /// How many bytes each of them has.
+    #[cfg(feature = "cuda")]
+    pub(super) fn sizes(&self) -> impl Iterator<Item = usize> {
+        self.types().map(|name| if name.ends_with('*') || name == "u64" { 8 } else { 4 })
+    }
+
     pub(super) fn check(&self, arguments: &[Argument]) -> Result<()> {
         let declared = self.types().count();
         if declared != arguments.len() {

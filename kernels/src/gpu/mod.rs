@@ -1,18 +1,26 @@
 //! A GPU: its memory, and kernels that run on it.
 //!
-//! Behind a [`Gpu`] is a card, or an emulator on the processor that checks every access
+//! Two things can be behind a [`Gpu`]: a card (feature `cuda`), or an emulator on the processor that checks every access
 //! (feature `emulation`). What an op does with a GPU, which kernels it launches on what and in which order, is written once
 //! and does not know which of them it is.
 //!
 //! All that is asked of a `Gpu` happens in the order of the asking; results are there once they are downloaded.
 
+#[cfg(any(feature = "cuda", test))]
+mod arena;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "emulation")]
 mod emulated;
+#[cfg(feature = "cuda")]
+mod fatbins;
 mod kernel;
 mod memory;
 
 use std::rc::Rc;
 
+#[cfg(feature = "cuda")]
+pub use fatbins::{RESOURCES, Resources};
 pub use kernel::{Argument, Kernel, Shape};
 pub use memory::{Buffer, Element};
 
@@ -70,6 +78,18 @@ trait Backend {
 // === impl Gpu ===
 
 impl Gpu {
+    /// How many cards there are; an error that says why not where there are none that could be used.
+    #[cfg(feature = "cuda")]
+    pub fn cards() -> Result<u32> {
+        cuda::count()
+    }
+
+    /// A card. `limit` is how many bytes of its memory are taken, once and for all; without it, nearly all that is free.
+    #[cfg(feature = "cuda")]
+    pub fn open(number: u32, limit: Option<u64>) -> Result<Self> {
+        Ok(Self(Rc::new(cuda::Card::open(number, limit)?)))
+    }
+
     /// An emulated one. `seed` says in which order threads and blocks come where that is not certain; no result depends
     /// on it.
     #[cfg(feature = "emulation")]

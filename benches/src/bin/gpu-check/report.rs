@@ -1,0 +1,66 @@
+//! What was found, for people and as JSON.
+
+use brightrun_kernels::gpu_check::Check;
+use serde_json::{Map, Value, json};
+
+/// Everything that was found.
+#[derive(Default)]
+pub(super) struct Report {
+    notes: Map<String, Value>,
+    checks: Vec<Value>,
+    wrong: Vec<String>,
+}
+
+// === impl Report ===
+
+impl Report {
+    /// A check, and whether it gave the same bits again.
+    pub(super) fn check(&mut self, family: &str, check: &Check, repeats: bool) {
+        let Check { case, what, error, tolerance, .. } = check;
+        let holds = check.holds();
+        self.checks.push(json!({
+            "family": family, "case": case, "what": what, "error": error, "tolerance": tolerance, "holds": holds, "repeats": repeats,
+        }));
+        if !holds {
+            self.wrong(format!("{case}: {what}: {error:.2e}, allowed {tolerance:.0e}"));
+        }
+        if !repeats {
+            self.wrong(format!("{case}: {what}: other bits the second time"));
+        }
+    }
+
+    /// A part that could not be run to its end.
+    pub(super) fn failed(&mut self, part: &str, reason: &str) {
+        self.wrong(format!("{part}: {reason}"));
+    }
+
+    fn wrong(&mut self, what: String) {
+        println!("WRONG  {what}");
+        self.wrong.push(what);
+    }
+
+    /// Anything else.
+    pub(super) fn note(&mut self, name: &str, value: Value) {
+        self.notes.insert(name.to_owned(), value);
+    }
+
+    pub(super) fn all_is_well(&self) -> bool {
+        self.wrong.is_empty()
+    }
+
+    pub(super) fn conclude(&self) {
+        let number = self.checks.len();
+        if self.all_is_well() {
+            println!("{number} checks, all is well");
+        } else {
+            println!("{number} checks, {} wrong", self.wrong.len());
+        }
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let mut all = self.notes.clone();
+        all.insert("checks".into(), self.checks.clone().into());
+        all.insert("wrong".into(), self.wrong.clone().into());
+        all.into()
+    }
+}

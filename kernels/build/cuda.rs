@@ -1,0 +1,200 @@
+//! nvcc makes one compressed fat binary of each file, for all architectures that it knows of those we mean; what its assembler
+//! says of each kernel is kept beside it and becomes a table of the program.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fmt::Write as _,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+    thread,
+};
+
+/// A100; A40, 3090; L40, 4090; H100, H200; B200; 5090. The `a` is for instructions that only Hopper has.
+const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
+/// Other architectures than these, with spaces between them: one makes a build shorter.
+const CHOICE: &str = "BRIGHTRUN_CUDA_ARCHITECTURES";
+const HOMES: [&str; 2] = ["CUDA_HOME", "CUDA_PATH"];
+
+/// One source file, compiled.
+struct Compiled {
+    file: String,
+    kernels: Vec<String>,
+    fatbin: PathBuf,
+    resources: Vec<Resources>,
+}
+
+/// What the assembler said of one kernel.
+#[derive(Default, Clone)]
+struct Resources {
+    kernel: String,
+    architecture: String,
+    registers: u32,
+    shared: u32,
+    stack: u32,
+    spills: u32,
+}
+
+pub(crate) fn build(kernels: &[PathBuf]) -> io::Result<()> {
+    HOMES.iter().chain([&CHOICE]).for_each(|name| println!("cargo:rerun-if-env-changed={name}"));
+    let nvcc = nvcc()?;
+    let architectures = architectures(&nvcc)?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo names no OUT_DIR"))?);
+    // Those for the emulator only have no kernel for cards.
+    let work: Vec<&PathBuf> = kernels.iter().filter(|path| !path.starts_with("cuda/emulator")).collect();
+    let (next, done) = (Mutex::new(0), Mutex::new(BTreeMap::new()));
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(work.len()) {
+            scope.spawn(|| {
+                while let Some(source) = take(&next, &work) {
+                    let compiled = compile(&nvcc, &architectures, source, &out);
+                    done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(source.clone(), compiled);
+                }
+            });
+        }
+    });
+    let done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let compiled = done.into_values().collect::<io::Result<Vec<_>>>()?;
+    fs::write(out.join("fatbins.rs"), table(&compiled))
+}
+
+fn take<'a>(next: &Mutex<usize>, work: &[&'a PathBuf]) -> Option<&'a PathBuf> {
+    let mut next = next.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let source = work.get(*next).copied();
+    *next += 1;
+    source
+}
+
+fn nvcc() -> io::Result<PathBuf> {
+    let homes = HOMES.iter().filter_map(|name| Some(PathBuf::from(env::var_os(name)?).join("bin/nvcc")));
+    for nvcc in homes.chain([PathBuf::from("nvcc")]) {
+        if Command::new(&nvcc).arg("--version").output().is_ok_and(|output| output.status.success()) {
+            return Ok(nvcc);
+        }
+    }
+    let reason = "the feature `cuda` needs nvcc of CUDA 12.8 or newer: set CUDA_HOME to a toolkit, \
+                  or run `kernels/cuda/toolkit FOLDER`, which installs one from Python packages, and set CUDA_HOME=FOLDER";
+    Err(io::Error::other(reason))
+}
+
+/// Those of ours that this compiler knows.
+fn architectures(nvcc: &Path) -> io::Result<Vec<String>> {
+    if let Ok(choice) = env::var(CHOICE) {
+        return Ok(choice.split_whitespace().map(str::to_owned).collect());
+    }
+    let known = Command::new(nvcc).arg("--list-gpu-code").output()?;
+    let known = String::from_utf8_lossy(&known.stdout).into_owned();
+    let knows = |name: &&str| known.lines().any(|line| line.trim() == format!("sm_{}", name.trim_end_matches('a')));
+    Ok(ARCHITECTURES.into_iter().filter(knows).map(str::to_owned).collect())
+}
+
+fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> io::Result<Compiled> {
+    let text = fs::read_to_string(source)?;
+    let named = |line: &str| Some(line.trim().strip_prefix("KERNEL(")?.strip_suffix(')')?.to_owned());
+    let kernels: Vec<String> = text.lines().filter_map(named).collect();
+    let stem = source.with_extension("").to_string_lossy().replace(['/', '.'], "_");
+    let (fatbin, report) = (out.join(format!("{stem}.fatbin")), out.join(format!("{stem}.report")));
+    if !is_newer(&report, source)? {
+        let mut command = Command::new(nvcc);
+        command.args([
+            "-std=c++17",
+            "-O3",
+            "-lineinfo",
+            "-t0",
+            "-Xptxas",
+            "-v",
+            "-Xfatbin",
+            "-compress-all",
+            "--fatbin",
+        ]);
+        command.args(["-I", "cuda"]);
+        for name in architectures {
+            command.arg(format!("-gencode=arch=compute_{name},code=sm_{name}"));
+        }
+        // What newer cards than these compile for themselves.
+        if let Some(last) = architectures.last() {
+            let last = last.trim_end_matches('a');
+            command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
+        }
+        let output = command.arg("-o").arg(&fatbin).arg(source).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            return Err(io::Error::other(format!("nvcc cannot compile {}:\n{said}", source.display())));
+        }
+        fs::write(&report, said)?;
+    }
+    let resources = resources(&fs::read_to_string(&report)?);
+    let file = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Compiled { file, kernels, fatbin, resources })
+}
+
+/// Whether the report is newer than everything that it follows from.
+fn is_newer(report: &Path, source: &Path) -> io::Result<bool> {
+    let Ok(made) = fs::metadata(report).and_then(|found| found.modified()) else { return Ok(false) };
+    let mut inputs = vec![source.to_owned(), PathBuf::from("build/cuda.rs")];
+    for header in fs::read_dir("cuda")? {
+        inputs.push(header?.path());
+    }
+    // A header beside the source.
+    for neighbour in fs::read_dir(source.parent().unwrap_or(Path::new(".")))? {
+        inputs.push(neighbour?.path());
+    }
+    for input in inputs.iter().filter(|path| path.is_file()) {
+        if fs::metadata(input)?.modified()? > made {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Reads the assembler's report: for each kernel and architecture two lines with numbers.
+fn resources(report: &str) -> Vec<Resources> {
+    let number = |line: &str, unit: &str| -> u32 {
+        let before = line.split(unit).next().unwrap_or_default();
+        let digits = before.trim_end().rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        if line.contains(unit) { digits.parse().unwrap_or(0) } else { 0 }
+    };
+    let mut found = Vec::new();
+    let mut current = Resources::default();
+    for line in report.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            let mut quoted = rest.split('\'');
+            let kernel = quoted.next().unwrap_or_default().to_owned();
+            let architecture = quoted.nth(1).unwrap_or_default().to_owned();
+            current = Resources { kernel, architecture, ..Resources::default() };
+        } else if line.contains("bytes stack frame") {
+            current.stack = number(line, " bytes stack frame");
+            current.spills = number(line, " bytes spill stores") + number(line, " bytes spill loads");
+        } else if line.contains("Used ") && line.contains(" registers") {
+            current.registers = number(line, " registers");
+            current.shared = number(line, " bytes smem");
+            found.push(current.clone());
+        }
+    }
+    found
+}
+
+fn table(compiled: &[Compiled]) -> String {
+    let mut text = String::from("pub(super) static FATBINS: &[Fatbin] = &[\n");
+    for Compiled { file, kernels, fatbin, .. } in compiled {
+        let _ = writeln!(
+            text,
+            "    Fatbin {{ file: {file:?}, kernels: &{kernels:?}, bytes: &Aligned(*include_bytes!({:?})) }},",
+            fatbin.to_string_lossy()
+        );
+    }
+    text.push_str("];\n\n/// What each kernel takes of each card.\npub static RESOURCES: &[Resources] = &[\n");
+    for Resources { kernel, architecture, registers, shared, stack, spills } in
+        compiled.iter().flat_map(|compiled| &compiled.resources)
+    {
+        let _ = writeln!(
+            text,
+            "    Resources {{ kernel: {kernel:?}, architecture: {architecture:?}, registers: {registers}, \
+             shared: {shared}, stack: {stack}, spills: {spills} }},"
+        );
+    }
+    text + "];\n"
+}

@@ -21,6 +21,7 @@ pub mod grad_norm;
 pub mod lora_linear;
 pub mod moe;
 pub mod nf4;
+pub mod noise;
 pub mod norm;
 pub mod op;
 pub mod rope;

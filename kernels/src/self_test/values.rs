@@ -34,7 +34,7 @@ impl Random {
     }
 
     /// A key for a dropout.
-    pub(super) fn key(&mut self) -> u64 {
+    pub(crate) fn key(&mut self) -> u64 {
         self.state = splitmix(self.state);
         self.state
     }

@@ -6,6 +6,7 @@
 
 use brightrun_kernels::Documents;
 use brightrun_kernels::dropout::splitmix;
+use brightrun_kernels::noise::uniform;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -26,9 +27,7 @@ pub(super) fn add(embeddings: &Tensor, documents: &Documents, alpha: f32, key: u
     let mut noise = vec![0.0f32; tokens * width];
     noise.par_chunks_mut(width).zip(&magnitudes).enumerate().for_each(|(row, (values, magnitude))| {
         for (column, value) in values.iter_mut().enumerate() {
-            let bits = splitmix(key ^ splitmix((row * width + column) as u64)) >> 40;
-            // 24 bits, between two of them: never ±1, never 0.
-            *value = ((bits as f32 + 0.5) / (1u32 << 23) as f32 - 1.0) * magnitude;
+            *value = uniform(key, (row * width + column) as u64) * magnitude;
         }
     });
     Ok((embeddings + Tensor::from_vec(noise, (tokens, width), &Device::Cpu)?)?)

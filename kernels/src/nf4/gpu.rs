@@ -14,7 +14,7 @@ const DECODE_DOUBLE: Kernel =
 const THREADS: u32 = 256;
 const BLOCKS: u32 = 8;
 /// Values that a thread decodes at a time.
-const VALUES: usize = 8;
+const VALUES: usize = 32;
 
 /// A matrix in NF4 in a GPU's memory.
 #[derive(Debug)]

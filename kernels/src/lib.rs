@@ -30,6 +30,6 @@ pub mod swiglu;
 #[cfg(test)]
 mod test_values;
 
-pub use documents::{Document, Documents};
+pub use documents::{Document, Documents, GpuDocuments};
 pub use error::{Error, Result};
 pub use frozen::{FrozenWeight, Stored};

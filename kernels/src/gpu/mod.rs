@@ -8,8 +8,10 @@
 
 #[cfg(feature = "emulation")]
 mod emulated;
+pub(crate) mod heads;
 mod kernel;
 mod memory;
+pub(crate) mod rows;
 
 use std::rc::Rc;
 

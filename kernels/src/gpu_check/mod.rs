@@ -10,6 +10,7 @@
 //! real layers.
 
 mod nf4;
+mod norm;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
 
@@ -62,7 +63,7 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }];
+pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }, Family { name: "norm", run: norm::check }];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

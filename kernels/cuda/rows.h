@@ -29,9 +29,11 @@ template <int V, int WARPS> struct Row {
     DEVICE bool has(int piece) const { return place(piece) < width; }
 
     // Zeros behind the end.
-    DEVICE void read(global<const bf16> from, Packed<V> (&pieces)[PIECES]) const {
+    DEVICE void read(global<const bf16> from, Packed<V> (&pieces)[PIECES]) const { read_at(from + first, pieces); }
+    // A row that begins elsewhere.
+    DEVICE void read_at(global<const bf16> begin, Packed<V> (&pieces)[PIECES]) const {
 #pragma unroll
-        for (int i = 0; i < PIECES; i++) pieces[i] = has(i) ? stream<V>(from + first + place(i)) : Packed<V>{};
+        for (int i = 0; i < PIECES; i++) pieces[i] = has(i) ? stream<V>(begin + place(i)) : Packed<V>{};
     }
     // From where this launch writes.
     DEVICE void read_own(global<bf16> from, Packed<V> (&pieces)[PIECES]) const {

@@ -11,6 +11,7 @@ mod emulated;
 pub(crate) mod heads;
 mod kernel;
 mod memory;
+pub(crate) mod pairs;
 pub(crate) mod rows;
 
 use std::rc::Rc;

@@ -11,6 +11,8 @@
 
 mod nf4;
 mod norm;
+mod rope;
+mod swiglu;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
 
@@ -63,7 +65,12 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }, Family { name: "norm", run: norm::check }];
+pub const FAMILIES: &[Family] = &[
+    Family { name: "nf4", run: nf4::check },
+    Family { name: "norm", run: norm::check },
+    Family { name: "rope", run: rope::check },
+    Family { name: "swiglu", run: swiglu::check },
+];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

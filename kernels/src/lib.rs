@@ -10,6 +10,8 @@ pub mod delta_rule;
 mod disjoint;
 mod documents;
 pub mod dropout;
+pub mod elements;
+pub mod embedding;
 mod error;
 mod fast_math;
 pub mod fp8;

@@ -45,7 +45,7 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
 
 /// `x + y` as a GPU has it.
 fn sum(x: &[f64], y: &[f64]) -> Vec<f64> {
-    x.iter().zip(y).map(|(x, y)| bf16::from_f64(x + y).to_f64()).collect()
+    x.iter().zip(y).map(|(x, y)| bf16::from_f32((x + y) as f32).to_f64()).collect()
 }
 
 fn plus(x: &[f64], y: &[f64]) -> Vec<f64> {

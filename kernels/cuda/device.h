@@ -13,6 +13,7 @@
 //   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes
 //   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
 //   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
+//   fast_reciprocal                                             one instruction, to one unit; of infinity it is 0
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
 //   KERNEL(name)               after a kernel: makes it known to the host
 #pragma once
@@ -140,6 +141,11 @@ DEVICE float fast_exp2(float value) {
 DEVICE float fast_log(float value) { return __logf(value); }
 DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
 DEVICE float reciprocal_root(float value) { return rsqrtf(value); }
+DEVICE float fast_reciprocal(float value) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0,%1;" : "=f"(result) : "f"(value));
+    return result;
+}
 
 #else
 #include "emulator/emulator.h"

@@ -1,7 +1,11 @@
 //! Where documents begin and end in a row of packed tokens. Every op that mixes positions takes this, so that no
 //! document can see another through attention, the convolution or the delta-rule state.
 
+mod gpu;
+
 use std::sync::Arc;
+
+pub use gpu::GpuDocuments;
 
 use crate::{Error, Result};
 

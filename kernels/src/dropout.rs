@@ -1,6 +1,8 @@
 //! Dropout whose mask is a pure function of a key and an element's index, so that a recomputed forward pass and the
 //! backward pass see the same mask without storing it.
 
+mod gpu;
+
 use rayon::prelude::*;
 
 /// Dropout with probability `probability`; every kept element is scaled by `1 / (1 - probability)`.

@@ -10,6 +10,8 @@ pub mod delta_rule;
 mod disjoint;
 mod documents;
 pub mod dropout;
+pub mod elements;
+pub mod embedding;
 mod error;
 mod fast_math;
 pub mod fp8;
@@ -31,6 +33,6 @@ pub mod swiglu;
 #[cfg(test)]
 mod test_values;
 
-pub use documents::{Document, Documents};
+pub use documents::{Document, Documents, GpuDocuments};
 pub use error::{Error, Result};
 pub use frozen::{FrozenWeight, Stored};

@@ -75,6 +75,7 @@ inline float fast_exp2(float value) { return std::exp2(value); }
 inline float fast_log(float value) { return std::log(value); }
 inline float reciprocal_root(float value) { return 1.0f / std::sqrt(value); }
 inline float quotient(float x, float y) { return x / y; }
+inline float fast_reciprocal(float value) { return 1.0f / value; }
 inline uint32_t float_bits(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);

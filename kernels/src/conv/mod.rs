@@ -6,6 +6,7 @@
 //! `dp = dy ⊙ σ(p)(1 + p(1 - σ(p)))`. The weight is frozen.
 
 mod cpu;
+mod gpu;
 mod layout;
 pub mod reference;
 
@@ -16,6 +17,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Documents, Error, Result};
 
+pub use gpu::GpuConv;
 pub use layout::HeadGroups;
 
 const OP: &str = "causal convolution";

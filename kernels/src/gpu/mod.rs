@@ -14,8 +14,11 @@ mod cuda;
 mod emulated;
 #[cfg(feature = "cuda")]
 mod fatbins;
+pub(crate) mod heads;
 mod kernel;
 mod memory;
+pub(crate) mod pairs;
+pub(crate) mod rows;
 
 use std::rc::Rc;
 

@@ -9,8 +9,13 @@
 //! [`Checks`]. It takes its sizes from [`Checks::sizes`]: odd ones that the emulator has done in a moment, or those of
 //! real layers.
 
+mod conv;
+mod elements;
 mod nf4;
 mod noise;
+mod norm;
+mod rope;
+mod swiglu;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
 
@@ -63,7 +68,15 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] = &[Family { name: "noise", run: noise::check }, Family { name: "nf4", run: nf4::check }];
+pub const FAMILIES: &[Family] = &[
+    Family { name: "noise", run: noise::check },
+    Family { name: "nf4", run: nf4::check },
+    Family { name: "elements", run: elements::check },
+    Family { name: "norm", run: norm::check },
+    Family { name: "rope", run: rope::check },
+    Family { name: "swiglu", run: swiglu::check },
+    Family { name: "conv", run: conv::check },
+];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

@@ -8,6 +8,7 @@
 //! and for the gated norm also the gradient of z.
 
 pub(crate) mod cpu;
+mod gpu;
 pub mod reference;
 
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 use crate::conv::HeadGroups;
 use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Error, Result};
+
+pub(crate) use gpu::scale;
+pub use gpu::{GpuGatedNorm, GpuNorm};
 
 /// What multiplies the normalised values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 //!   `query (head_dim) | gate (head_dim)`; `d attention = dy ⊙ σ`, `d gate = dy ⊙ attention ⊙ σ(1 - σ)`.
 
 mod cpu;
+pub mod gpu;
 pub mod reference;
 mod table;
 
@@ -18,6 +19,7 @@ use crate::norm::Kind;
 use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Error, Result};
 
+pub use gpu::{GpuHeadNormRope, GpuRopeTable};
 pub use table::RopeTable;
 
 const PREPARE: &str = "head norm and rope";
@@ -91,14 +93,23 @@ struct SigmoidGate {
     head_dim: usize,
 }
 
+// === impl HeadShape ===
+
+impl HeadShape {
+    fn check(&self) -> Result<()> {
+        if self.heads == 0 || self.head_dim == 0 || self.source_stride < self.head_dim {
+            return Err(Error::invalid(PREPARE, format!("impossible head layout {self:?}")));
+        }
+        Ok(())
+    }
+}
+
 // === impl HeadNormRope ===
 
 impl HeadNormRope {
     fn check(&self) -> Result<()> {
-        let HeadShape { heads, head_dim, source_stride } = self.shape;
-        if heads == 0 || head_dim == 0 || source_stride < head_dim {
-            return Err(Error::invalid(PREPARE, format!("impossible head layout {:?}", self.shape)));
-        }
+        self.shape.check()?;
+        let head_dim = self.shape.head_dim;
         if self.table.rotary_dim() > head_dim {
             return Err(Error::shape(PREPARE, "rotary size, at most", head_dim, self.table.rotary_dim()));
         }

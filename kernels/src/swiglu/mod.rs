@@ -5,6 +5,7 @@
 //! * [`scale_rows`]: `out_row = σ(g_row)·y_row`; `d y = σ·dout`, `d g = σ(1 - σ)·(y · dout)`.
 
 pub(crate) mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};

@@ -1,0 +1,30 @@
+// Heads of bf16 in the registers of the lanes that share them: 16 lanes for a head of 128 values, 8 values each. A group of
+// lanes has 4 heads at once, so that each lane asks for that many pieces of 16 bytes before it uses the first; their sums
+// go through the same shuffles, which hide each other's latency. Neighbouring groups have neighbouring heads.
+//
+// Heads that do not begin at multiples of 16 bytes: a whole warp for one, up to 4 single values a lane.
+#pragma once
+
+#include "values.h"
+
+template <int V> struct Heads {
+    static constexpr int COUNT = V == 8 ? 4 : 1;
+    static constexpr int PIECES = V == 8 ? 1 : 4;
+
+    int head_dim, lanes, lane;
+    // The first head of the group, the distance to its next one, and where heads end.
+    int first, step, end;
+
+    DEVICE Heads(int heads, int head_dim, int lanes) : head_dim(head_dim), lanes(lanes), end(heads) {
+        lane = int(threadIdx.x) & (lanes - 1);
+        step = int(blockDim.x) / lanes;
+        first = int(blockIdx.x) * COUNT * step + int(threadIdx.x) / lanes;
+    }
+
+    DEVICE int head(int h) const { return first + h * step; }
+    // Of a lane's values in a head.
+    DEVICE int place(int piece) const { return (piece * lanes + lane) * V; }
+    DEVICE bool has(int h, int piece) const { return head(h) < end && place(piece) < head_dim; }
+};
+
+#define OF_HEADS __launch_bounds__(128)

@@ -81,6 +81,12 @@ DEVICE uint32_t to_tf32(float value) {
     return bits;
 }
 
+// The thread's number in its warp, asked for anew each time: it need not be kept in a register.
+DEVICE int lane_index() {
+    int lane;
+    asm volatile("mov.u32 %0,%%laneid;" : "=r"(lane));
+    return lane;
+}
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 template <class T> DEVICE T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }

@@ -280,6 +280,7 @@ template <class U, class T> emulator::checked<U> as(emulator::checked<T> from) {
     return {reinterpret_cast<U*>(from.at), from.region};
 }
 
+inline int lane_index() { return emulator::lane(); }
 inline void sync_block() { emulator::barrier(); }
 inline void sync_warp() {
     emulator::meet("sync_warp", nullptr, 0);

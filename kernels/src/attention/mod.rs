@@ -7,6 +7,7 @@
 
 mod cached;
 mod cpu;
+mod gpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
 pub use cached::attend;
+pub use gpu::{GpuAttended, GpuAttention};
 pub use reference::Heads;
 
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};

@@ -19,21 +19,32 @@ fn visible(documents: &Documents, t: usize) -> std::ops::Range<usize> {
     document.start..document.valid_end.min(t + 1)
 }
 
-fn weights(heads: &Heads, q: &[f64], k: &[f64], keys: std::ops::Range<usize>, t: usize, head: usize) -> Vec<f64> {
+/// `scale · q_t · k_s` for all `keys`.
+fn scores(heads: &Heads, q: &[f64], k: &[f64], keys: std::ops::Range<usize>, t: usize, head: usize) -> Vec<f64> {
     let d = heads.width;
     let kv = head / (heads.query / heads.key_value);
     let scale = (d as f64).powf(-0.5);
-    let scores: Vec<f64> = keys
-        .map(|s| {
-            scale
-                * (0..d)
-                    .map(|c| q[(t * heads.query + head) * d + c] * k[(s * heads.key_value + kv) * d + c])
-                    .sum::<f64>()
-        })
-        .collect();
+    keys.map(|s| {
+        scale * (0..d).map(|c| q[(t * heads.query + head) * d + c] * k[(s * heads.key_value + kv) * d + c]).sum::<f64>()
+    })
+    .collect()
+}
+
+fn weights(heads: &Heads, q: &[f64], k: &[f64], keys: std::ops::Range<usize>, t: usize, head: usize) -> Vec<f64> {
+    let scores = scores(heads, q, k, keys, t, head);
+    let log_sum = log_sum(&scores);
+    scores.iter().map(|s| (s - log_sum).exp()).collect()
+}
+
+fn log_sum(scores: &[f64]) -> f64 {
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-    scores.iter().map(|s| (s - top).exp() / sum).collect()
+    top + scores.iter().map(|s| (s - top).exp()).sum::<f64>().ln()
+}
+
+/// `log Σ_s exp(q_t·k_s / √width)`, `[query heads, N]`.
+pub fn log_sums(heads: &Heads, q: &[f64], k: &[f64], documents: &Documents) -> Vec<f64> {
+    let of = |head, t| log_sum(&scores(heads, q, k, visible(documents, t), t, head));
+    (0..heads.query).flat_map(|head| (0..documents.tokens()).map(move |t| of(head, t))).collect()
 }
 
 /// `out_t = Σ_s softmax_s(q_t·k_s / √width) v_s`.

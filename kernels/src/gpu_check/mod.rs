@@ -9,6 +9,7 @@
 //! [`Checks`]. It takes its sizes from [`Checks::sizes`]: odd ones that the emulator has done in a moment, or those of
 //! real layers.
 
+mod attention;
 mod conv;
 mod elements;
 mod nf4;
@@ -76,6 +77,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "rope", run: rope::check },
     Family { name: "swiglu", run: swiglu::check },
     Family { name: "conv", run: conv::check },
+    Family { name: "attention", run: attention::check },
 ];
 
 /// Where a check finds what it needs, and leaves what it found.

@@ -95,7 +95,7 @@ mod tests {
         let (mut taken, mut refused, mut most) = (Vec::<(u64, u64)>::new(), 0, 0);
         for pair in Random::new(5).values(4000).chunks(2) {
             let bytes = (pair[0].abs() * 30_000.0) as u64;
-            if pair[1] > 0.1 || taken.is_empty() {
+            if pair[1] > -0.2 || taken.is_empty() {
                 match arena.take(bytes) {
                     Some(at) => taken.push((at, bytes)),
                     None => refused += 1,

@@ -9,8 +9,9 @@ use std::{
 use cudarc::driver::{DriverError, result, sys};
 
 use super::arena::Arena;
+use super::cublas::{Library, WORKSPACE};
 use super::fatbins::FATBINS;
-use super::{Argument, Backend, Facts, Kernel, Shape, Usage};
+use super::{Argument, Backend, Facts, Kernel, LibraryProduct, Shape, Usage};
 use crate::{Error, Result};
 
 /// What a card keeps of its memory besides ours: the driver's own needs while kernels are loaded.
@@ -23,6 +24,7 @@ pub(super) struct Card {
     stream: sys::CUstream,
     base: u64,
     arena: RefCell<Arena>,
+    library: Option<Library>,
     modules: RefCell<BTreeMap<&'static str, sys::CUmodule>>,
     functions: RefCell<BTreeMap<&'static str, sys::CUfunction>>,
 }
@@ -78,11 +80,12 @@ impl Card {
         let (free, _) = result::mem_get_info().map_err(said(OPENING))?;
         let most = (free as u64).saturating_sub(RESERVE);
         let size = limit.map_or(most, |limit| limit.min(most));
-        let arena = Arena::new(size);
+        let mut arena = Arena::new(size);
         // SAFETY: freed when the card is closed.
         let base = unsafe { result::malloc_sync(arena.size() as usize) }.map_err(said("taking the card's memory"))?;
+        let library = arena.take(WORKSPACE).and_then(|at| Library::open(base + at));
         let (modules, functions) = (RefCell::default(), RefCell::default());
-        Ok(Self { facts, device, stream, base, arena: RefCell::new(arena), modules, functions })
+        Ok(Self { facts, device, stream, base, arena: RefCell::new(arena), library, modules, functions })
     }
 
     /// The kernel on this card, loaded when it is first asked for.
@@ -227,6 +230,10 @@ impl Backend for Card {
         launched.map_err(said(kernel.name))
     }
 
+    fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
+        self.library.as_ref().map_or(Ok(false), |library| library.product(product, self.stream))
+    }
+
     fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream is ours.
         unsafe { result::stream::synchronize(self.stream) }.map_err(said("waiting for the card"))
@@ -253,6 +260,7 @@ impl Backend for Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
+        self.library = None;
         // SAFETY: all of it is ours, and nobody uses it any more. What fails now is lost with the process.
         unsafe {
             let _ = result::stream::synchronize(self.stream);

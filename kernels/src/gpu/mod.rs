@@ -9,6 +9,8 @@
 #[cfg(any(feature = "cuda", test))]
 mod arena;
 #[cfg(feature = "cuda")]
+mod cublas;
+#[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulation")]
 mod emulated;
@@ -59,6 +61,27 @@ pub struct Usage {
     pub peak: u64,
 }
 
+/// `out [m, n] = [out +] scale · A B` of matrices of bf16 that begin at multiples of 16 bytes, as the vendor's library may
+/// compute it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LibraryProduct {
+    /// Whether `A` is `[k, m]` and not `[m, k]`; whether `B` is `[k, n]` and not `[n, k]`.
+    pub(crate) columns: [bool; 2],
+    /// m, n and k.
+    pub(crate) sizes: [usize; 3],
+    /// Where `A`, `B` and the result begin.
+    pub(crate) a: u64,
+    pub(crate) b: u64,
+    pub(crate) out: u64,
+    /// Values from one row of `A` and `B` to the next.
+    pub(crate) strides: [usize; 2],
+    /// Whether the result is `f32` and not bf16.
+    pub(crate) wide: bool,
+    pub(crate) scale: f32,
+    /// Whether what is there stays in the sum.
+    pub(crate) add: bool,
+}
+
 /// What is behind a [`Gpu`]. Addresses are numbers; nobody reads through them on the host.
 trait Backend {
     fn facts(&self) -> &Facts;
@@ -73,6 +96,10 @@ trait Backend {
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     fn fill(&self, at: u64, value: u8, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()>;
+    /// Whether the vendor's library computed the product; not where there is none.
+    fn library_product(&self, _product: &LibraryProduct) -> Result<bool> {
+        Ok(false)
+    }
     fn synchronize(&self) -> Result<()>;
     /// Seconds that the GPU takes for what `work` asks of it.
     fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
@@ -146,6 +173,11 @@ impl Gpu {
             return Err(Error::Gpu { what: kernel.name.into(), reason: format!("shared memory: {found}") });
         }
         self.0.launch(kernel, shape, &arguments)
+    }
+
+    /// Whether the vendor's library computed the product: not where there is none, or where it has no way for these sizes.
+    pub(crate) fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
+        self.0.library_product(product)
     }
 
     /// Waits for all that was asked; what went wrong meanwhile is an error now.

@@ -9,6 +9,7 @@
 //! [`Checks`]. It takes its sizes from [`Checks::sizes`]: odd ones that the emulator has done in a moment, or those of
 //! real layers.
 
+mod gemm;
 mod nf4;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
@@ -62,7 +63,7 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }];
+pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }, Family { name: "gemm", run: gemm::check }];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

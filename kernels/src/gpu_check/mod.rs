@@ -10,6 +10,7 @@
 //! real layers.
 
 mod gemm;
+mod linear;
 mod nf4;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
@@ -63,7 +64,11 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }, Family { name: "gemm", run: gemm::check }];
+pub const FAMILIES: &[Family] = &[
+    Family { name: "nf4", run: nf4::check },
+    Family { name: "gemm", run: gemm::check },
+    Family { name: "linear", run: linear::check },
+];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

@@ -30,7 +30,7 @@ macro_rules! families {
     };
 }
 
-families! { nf4, gemm }
+families! { nf4, gemm, linear }
 
 #[test]
 fn nothing_and_no_number_are_not_right() {

@@ -179,9 +179,7 @@ impl Plan {
                 .and_then(|()| {
                     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, ptr::from_ref(&(WORKSPACE as usize)).cast(), 8)
                 })
-                .and_then(|()| {
-                    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ptr::from_ref(&REDUCTION).cast(), 4)
-                })
+                .and_then(|()| prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ptr::from_ref(&REDUCTION).cast(), 4))
                 .and_then(|()| {
                     result::get_matmul_algo_heuristic(
                         handle,

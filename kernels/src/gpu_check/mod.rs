@@ -12,6 +12,8 @@
 mod attention;
 mod conv;
 mod elements;
+mod gemm;
+mod linear;
 mod nf4;
 mod noise;
 mod norm;
@@ -77,6 +79,8 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "rope", run: rope::check },
     Family { name: "swiglu", run: swiglu::check },
     Family { name: "conv", run: conv::check },
+    Family { name: "gemm", run: gemm::check },
+    Family { name: "linear", run: linear::check },
     Family { name: "attention", run: attention::check },
 ];
 

@@ -18,7 +18,8 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
         checks.compare("uniform", &uniform_bf16(checks.gpu, count, 0.02, key)?, &expected, EXACT)?;
 
         let byte = |place: usize| splitmix(key ^ splitmix(place as u64 / 8)).to_le_bytes()[place % 8];
-        let expected: Vec<f64> = (0..count).map(|place| f64::from(100 + ((u32::from(byte(place)) * 51) >> 8))).collect();
+        let expected: Vec<f64> =
+            (0..count).map(|place| f64::from(100 + ((u32::from(byte(place)) * 51) >> 8))).collect();
         checks.compare("bytes", &random_bytes(checks.gpu, count, 100..=150, key)?, &expected, EXACT)?;
 
         let rows = 5;

@@ -5,6 +5,10 @@
 // decoded, since scales of scales are two reads one after the other. The 16 values of the code lie in 16 banks of shared
 // memory, so that any 32 indices are looked up without waiting. 8 values that begin at a multiple of 8 have one absmax.
 #include "device.h"
+// A thread decodes 8 values at a time: it reads 4 bytes and writes 16, so a warp reads 128 bytes in a row and writes 512. The
+// 16 values of the code lie in 16 banks of shared memory, so that any 32 indices are looked up without waiting. 8 values that
+// begin at a multiple of 8 have one absmax.
+#include "nf4.h"
 
 namespace {
 
@@ -12,7 +16,6 @@ constexpr int VALUES = 8;
 constexpr int PIECES = 4;
 constexpr int BLOCK = 64;
 constexpr int NESTED_BLOCK = 256;
-
 CONSTANT float CODE[16] = {-1.0f,
                            -0.6961928009986877f,
                            -0.5250730514526367f,
@@ -44,7 +47,7 @@ struct Double {
     float offset;
 
     DEVICE float of(uint64_t block) const {
-        return add(multiply(map[codes[block]], nested[block / NESTED_BLOCK]), offset);
+        return add(multiply(map[codes[block]], nested[block / nf4::NESTED_BLOCK]), offset);
     }
 };
 
@@ -61,6 +64,11 @@ DEVICE void decode(global<const uint8_t> packed, const Scales& scales, shared<fl
     for (uint64_t first = blockIdx.x * block + threadIdx.x; first < whole; first += gridDim.x * block) {
         uint32_t eight[PIECES];
         float absmax[PIECES];
+    uint64_t step = uint64_t(gridDim.x) * blockDim.x;
+    for (uint64_t at = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < whole; at += step) {
+        uint32_t eight = load<uint32_t>(packed + at * 4);
+        float absmax = scales.of(at * VALUES / nf4::BLOCK);
+        uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             uint64_t at = first + uint64_t(i) * blockDim.x;
@@ -86,12 +94,12 @@ DEVICE void decode(global<const uint8_t> packed, const Scales& scales, shared<fl
     // Fewer than 8 values at the end, one for each of the first threads.
     uint64_t last = whole * VALUES + threadIdx.x;
     if (blockIdx.x == 0 && last < count) {
-        out[last] = to_bf16(decoded(code, packed[last / 2], last % 2, scales.of(last / BLOCK)));
+        out[last] = to_bf16(decoded(code, packed[last / 2], last % 2, scales.of(last / nf4::BLOCK)));
     }
 }
 
 DEVICE void load_code(shared<float> code) {
-    if (threadIdx.x < 16) code[threadIdx.x] = CODE[threadIdx.x];
+    if (threadIdx.x < 16) code[threadIdx.x] = nf4::CODE[threadIdx.x];
 }
 
 }  // namespace

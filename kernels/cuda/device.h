@@ -12,6 +12,7 @@
 //   load_matrix, load_matrix_transposed      ldmatrix x4: 8x8 pieces of bf16
 //   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes
 //   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
+//   divide, square_root        rounded to the nearest
 //   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
 //   KERNEL(name)               after a kernel: makes it known to the host
@@ -131,6 +132,8 @@ template <int N> DEVICE void wait_async() { asm volatile("cp.async.wait_group %0
 DEVICE float multiply(float x, float y) { return __fmul_rn(x, y); }
 DEVICE float add(float x, float y) { return __fadd_rn(x, y); }
 DEVICE float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+DEVICE float divide(float x, float y) { return __fdiv_rn(x, y); }
+DEVICE float square_root(float value) { return __fsqrt_rn(value); }
 DEVICE float fast_exp(float value) { return __expf(value); }
 DEVICE float fast_exp2(float value) {
     float result;

@@ -70,6 +70,8 @@ inline bf16 to_bf16(float value) {
 inline float multiply(float x, float y) { return x * y; }
 inline float add(float x, float y) { return x + y; }
 inline float fused(float x, float y, float z) { return std::fma(x, y, z); }
+inline float divide(float x, float y) { return x / y; }
+inline float square_root(float value) { return std::sqrt(value); }
 inline float fast_exp(float value) { return std::exp(value); }
 inline float fast_exp2(float value) { return std::exp2(value); }
 inline float fast_log(float value) { return std::log(value); }

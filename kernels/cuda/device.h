@@ -73,6 +73,12 @@ DEVICE uint32_t pack(float low, float high) {
 }
 DEVICE float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+// Both products, each rounded.
+DEVICE uint32_t multiply_pairs(uint32_t x, uint32_t y) {
+    uint32_t bits;
+    asm("fma.rn.bf16x2 %0,%1,%2,%3;" : "=r"(bits) : "r"(x), "r"(y), "r"(0x80008000u));
+    return bits;
+}
 DEVICE int count_leading_zeros(uint32_t bits) { return __clz(int(bits)); }
 DEVICE int count_ones(uint32_t bits) { return __popc(bits); }
 DEVICE uint32_t to_tf32(float value) {

@@ -90,6 +90,7 @@ inline float bits_float(uint32_t bits) {
 inline uint32_t pack(float low, float high) { return uint32_t(to_bf16(low).bits) | uint32_t(to_bf16(high).bits) << 16; }
 inline float low(uint32_t pair) { return bits_float(pair << 16); }
 inline float high(uint32_t pair) { return bits_float(pair & 0xffff0000u); }
+inline uint32_t multiply_pairs(uint32_t x, uint32_t y) { return pack(low(x) * low(y), high(x) * high(y)); }
 inline int count_leading_zeros(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
 inline int count_ones(uint32_t bits) { return __builtin_popcount(bits); }
 // To the nearest that has 10 bits behind the point, ties away from 0.

@@ -10,6 +10,7 @@
 //! real layers.
 
 mod adamw;
+mod cross_entropy;
 mod grad_norm;
 mod nf4;
 #[cfg(all(test, feature = "emulation"))]
@@ -68,6 +69,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "nf4", run: nf4::check },
     Family { name: "grad norm", run: grad_norm::check },
     Family { name: "adamw", run: adamw::check },
+    Family { name: "cross entropy", run: cross_entropy::check },
 ];
 
 /// Where a check finds what it needs, and leaves what it found.

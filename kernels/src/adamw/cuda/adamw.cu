@@ -277,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 KERNEL(adamw_prepare)
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 3)
     adamw_full(global<const uint64_t> table, global<const uint32_t> first, int tensors, global<const float> prepared,
                global<const float> factor, global<const float> method, global<float> m, global<float> v, int clear,
                uint32_t share) {
@@ -286,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 KERNEL(adamw_full)
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 3)
     adamw_blockwise(global<const uint64_t> table, global<const uint32_t> first, int tensors, global<const float> prepared,
                     global<const float> factor, global<const float> method, global<const uint8_t> tables, global<uint8_t> m,
                     global<float> m_scale, global<uint8_t> v, global<float> v_scale, int clear, uint32_t share) {

@@ -11,6 +11,7 @@
 
 mod adamw;
 mod cross_entropy;
+mod gemm;
 mod grad_norm;
 mod nf4;
 #[cfg(all(test, feature = "emulation"))]
@@ -67,6 +68,7 @@ pub struct Family {
 /// All families, in the order in which they build upon each other.
 pub const FAMILIES: &[Family] = &[
     Family { name: "nf4", run: nf4::check },
+    Family { name: "gemm", run: gemm::check },
     Family { name: "grad norm", run: grad_norm::check },
     Family { name: "adamw", run: adamw::check },
     Family { name: "cross entropy", run: cross_entropy::check },

@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(128, 2)
         gemm::AlongK<Tile, Tile::M> of_terms(terms + word, columns, groups * Terms::GROUP, {count}, row);
         Terms left(of_terms, factors + int64_t(group) * rows + row + part.first_row, rows, groups);
         gemm::AcrossK<Tile, Tile::N, gemm::LaterRows> right(weight, width, width, {word, vocabulary}, column);
-        gemm::product<Tile>(sum, left, right, groups * (Terms::GROUP / Tile::K), stages);
+        gemm::product<Tile>(sum, left, right, 0, groups * (Terms::GROUP / Tile::K), stages);
     }
     global<float> to = parts + (int64_t(blockIdx.y) * rows + row) * width + column;
     gemm::each_pair<Tile>(sum, [&](int i, int j, float x, float y) {

@@ -82,13 +82,13 @@ extern "C" __global__ void __launch_bounds__(128, 2)
     {
         gemm::AlongK<Tile, Tile::M, gemm::ListedRows> left(hidden, width, width, {list, count}, row);
         gemm::AlongK<Tile, Tile::N> right(weight, width, width, {vocabulary}, word);
-        gemm::product<Tile>(sum, left, right, (width + Tile::K - 1) / Tile::K, stages);
+        gemm::product<Tile>(sum, left, right, 0, (width + Tile::K - 1) / Tile::K, stages);
     }
     if (rank > 0) {
         sync_block();
         gemm::AlongK<Tile, Tile::M> left(inner, stride_inner, rank, {count}, row);
         gemm::AlongK<Tile, Tile::N> right(b, stride_b, rank, {vocabulary}, word);
-        gemm::product<Tile>(sum, left, right, (rank + Tile::K - 1) / Tile::K, stages);
+        gemm::product<Tile>(sum, left, right, 0, (rank + Tile::K - 1) / Tile::K, stages);
     }
     const gemm::Part<Tile> part;
     Out out{targets, terms, groups, target_logits, count, vocabulary, rows, columns};

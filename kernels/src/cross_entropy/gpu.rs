@@ -3,38 +3,29 @@
 //! Of the logits only the terms of the softmax exist, in bf16 and each up to a power of 2 (`cuda/logits.cu`): once written,
 //! once multiplied with the head, by tensor cores both times.
 
+mod chunk;
+mod lora;
+
 use half::bf16;
 
 use super::OP;
+use crate::dropout::Dropout;
+use crate::gemm::gpu::whole;
 use crate::gpu::{Buffer, Gpu, Kernel, Shape};
 use crate::{Error, Result};
+use chunk::{Chunk, Part};
+use lora::LoraChunk;
 
-const LOGITS: Kernel = Kernel::new(
-    "cross_entropy_logits",
-    "const bf16*, const i32*, const i32*, i32, i32, const bf16*, i32, const bf16*, i32, const bf16*, i32, i32, bf16*, f32*, f32*, i32, i32",
-);
-const ROWS: Kernel =
-    Kernel::new("cross_entropy_rows", "const f32*, i32, i32, i32, const f32*, f32*, f32*, f32*, bf16*");
-const GRADIENT: Kernel =
-    Kernel::new("cross_entropy_gradient", "const bf16*, const bf16*, i32, i32, i32, i32, const bf16*, i32, i32, f32*");
-const COMBINE: Kernel = Kernel::new(
-    "cross_entropy_combine",
-    "const f32*, i32, i32, i32, const i32*, const i32*, const f32*, const f32*, const bf16*, f32, bf16*",
-);
 const SUM: Kernel = Kernel::new("cross_entropy_sum", "const f32*, i32, u64*");
 
-/// Rows and columns of what a block computes, its threads, its shared memory, and how many of them a multiprocessor has.
-const TILE: usize = 128;
-const THREADS: u32 = 128;
-const SHARED: usize = 4 * 2 * TILE * 32 * 2;
-const BLOCKS: usize = 2;
-/// Words that share an exponent.
-const GROUP: usize = 64;
-/// Parts that the sum over the vocabulary is cut into at most: each costs `f32` for a chunk of rows.
-const PARTS: usize = 8;
-/// Rows whose terms exist at a time: as many as tensor cores need beside memory (each chunk reads the head twice, and writes
-/// and reads its terms), and few enough that they stay below 320 MB for 151,936 words.
-const CHUNK: usize = 1024;
+/// Rows per chunk on a GPU: as many as tensor cores need beside memory (each chunk reads the head twice, and writes and
+/// reads its terms), and few enough that the terms stay below 320 MB for the 151,936 words of Qwen.
+pub const GPU_CHUNK_ROWS: usize = 1024;
+
+/// Values that kernels read at once.
+const AT_ONCE: usize = 8;
+/// Largest rank of a pair on the head.
+const MOST_RANK: usize = 256;
 
 /// The output projection.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +36,23 @@ pub struct GpuHead<'a> {
     pub vocabulary: usize,
     /// Size of a row: a multiple of 8.
     pub width: usize,
+    /// Its adapter, if it has one.
+    pub lora: Option<GpuHeadLora<'a>>,
+}
+
+/// A LoRA pair on the output projection.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuHeadLora<'a> {
+    /// `[rank, width]`.
+    pub a: &'a Buffer<bf16>,
+    /// `[vocabulary, rank]`.
+    pub b: &'a Buffer<bf16>,
+    /// Size of the pair, 256 at most.
+    pub rank: usize,
+    /// Factor of the pair's contribution.
+    pub scale: f32,
+    /// Mask of what goes into `A`: of element `row · width + column` of `hidden`.
+    pub dropout: Option<Dropout>,
 }
 
 /// The rows that count, with their targets.
@@ -59,43 +67,21 @@ pub struct GpuTargets {
 /// What becomes of the losses.
 #[derive(Debug)]
 pub struct GpuLosses<'a> {
-    /// The bits of an `f64` that they are added to, in the order of the rows.
+    /// The bits of an `f64` that they are added to, in an order that depends on their number alone.
     pub sum: &'a mut Buffer<u64>,
     /// Where each one is left, in the order of the rows that have a target.
     pub each: &'a mut Buffer<f32>,
 }
 
-/// Which gradients are made.
+/// Which gradients are made, of the sum of losses times `scale`.
 #[derive(Debug)]
 pub struct GpuLossGradients<'a> {
-    /// Factor of the loss in what is minimised: one over the targets of the whole step.
+    /// One over the targets of the whole step.
     pub scale: f32,
     /// `[rows, width]`, replaced: zeros for rows without a target.
     pub hidden: &'a mut Buffer<bf16>,
-}
-
-/// Sizes of a chunk, and what exists as long as one is worked on.
-struct Chunk {
-    /// Rows with room, words with room, parts of the sum over the vocabulary and groups of words of a part.
-    rows: usize,
-    columns: usize,
-    parts: usize,
-    share: usize,
-    terms: Option<Buffer<bf16>>,
-    groups: Buffer<f32>,
-    target_logits: Buffer<f32>,
-    row_factors: Buffer<f32>,
-    target_gradients: Buffer<f32>,
-    factors: Option<Buffer<bf16>>,
-    sums: Option<Buffer<f32>>,
-}
-
-/// The rows of a chunk.
-struct Part {
-    count: usize,
-    list: Buffer<i32>,
-    targets: Buffer<i32>,
-    losses: Buffer<f32>,
+    /// Of `A` `[rank, width]` and `B` `[vocabulary, rank]`, added to what is there.
+    pub lora: Option<(&'a mut Buffer<f32>, &'a mut Buffer<f32>)>,
 }
 
 // === impl GpuTargets ===
@@ -104,6 +90,7 @@ impl GpuTargets {
     /// Of all rows, some of which have a target.
     pub fn new(gpu: &Gpu, targets: &[Option<u32>], vocabulary: usize) -> Result<Self> {
         let kept = super::keep(targets, vocabulary)?;
+        whole(targets.len())?;
         let list: Vec<i32> = kept.iter().map(|&(row, _)| row as i32).collect();
         let words: Vec<i32> = kept.iter().map(|&(_, target)| target as i32).collect();
         Ok(Self { rows: targets.len(), vocabulary, list: gpu.of(&list)?, targets: gpu.of(&words)? })
@@ -115,28 +102,52 @@ impl GpuTargets {
     }
 }
 
+// === impl GpuHead ===
+
+impl GpuHead<'_> {
+    fn check(&self) -> Result<()> {
+        let Self { weight, vocabulary, width, lora } = *self;
+        if width == 0 || width % AT_ONCE != 0 || vocabulary == 0 {
+            let reason = format!("a head of {vocabulary} x {width}: there are words, and rows are multiples of 8");
+            return Err(Error::invalid(OP, reason));
+        }
+        weight.expect(OP, "weight", vocabulary * width)?;
+        // Sums over the words go on to whole groups of them.
+        whole(vocabulary.next_multiple_of(chunk::TILE))?;
+        if let Some(GpuHeadLora { a, b, rank, .. }) = lora {
+            if rank == 0 || rank > MOST_RANK {
+                return Err(Error::invalid(OP, format!("a pair of rank {rank}: it is 1 to {MOST_RANK}")));
+            }
+            a.expect(OP, "lora A", rank * width)?;
+            b.expect(OP, "lora B", vocabulary * rank)?;
+        }
+        let aligned = weight.address() % 16 == 0 && lora.is_none_or(|lora| lora.a.address() % 16 == 0);
+        if aligned { Ok(()) } else { Err(Error::invalid(OP, "weight and A begin at multiples of 16 bytes")) }
+    }
+}
+
 /// Adds the cross entropies of all rows of `hidden` `[rows, width]` that have a target to a sum, and makes the gradients that
-/// are wanted.
+/// are wanted. `chunk_rows` is usually [`GPU_CHUNK_ROWS`].
 pub fn gpu_fused(
     head: &GpuHead<'_>,
     hidden: &Buffer<bf16>,
     targets: &GpuTargets,
+    chunk_rows: usize,
     losses: GpuLosses<'_>,
     mut gradients: Option<GpuLossGradients<'_>>,
 ) -> Result<()> {
-    let GpuHead { weight, vocabulary, width } = *head;
-    if width == 0 || width % 8 != 0 || vocabulary == 0 || vocabulary > i32::MAX as usize / 2 {
-        return Err(Error::invalid(OP, format!("a head of {vocabulary} x {width}: rows are multiples of 8")));
+    head.check()?;
+    if targets.vocabulary != head.vocabulary {
+        return Err(Error::shape(OP, "words of the targets", head.vocabulary, targets.vocabulary));
     }
-    if targets.vocabulary != vocabulary {
-        return Err(Error::shape(OP, "words of the targets", vocabulary, targets.vocabulary));
+    hidden.expect(OP, "hidden", targets.rows * head.width)?;
+    if hidden.address() % 16 != 0 || chunk_rows == 0 {
+        return Err(Error::invalid(OP, "hidden begins at a multiple of 16 bytes, and chunk_rows is not 0"));
     }
-    weight.expect(OP, "weight", vocabulary * width)?;
-    hidden.expect(OP, "hidden", targets.rows * width)?;
     losses.sum.expect(OP, "sum", 1)?;
     losses.each.expect(OP, "losses", targets.count())?;
     if let Some(gradients) = &mut gradients {
-        gradients.hidden.expect(OP, "gradient of hidden", targets.rows * width)?;
+        gradients.check(head, targets)?;
         if targets.count() < targets.rows {
             gradients.hidden.fill_zero()?;
         }
@@ -145,138 +156,50 @@ pub fn gpu_fused(
         return Ok(());
     }
     let gpu = hidden.gpu();
-    let mut chunk = Chunk::new(gpu, head, targets.count(), gradients.is_some())?;
+    // Chunks of one size, as near as can be.
+    let rows = targets.count().div_ceil(targets.count().div_ceil(chunk_rows));
+    let mut chunk = Chunk::new(gpu, head, rows, gradients.is_some())?;
+    let mut padded = None;
+    let mut lora = head.lora.map(|lora| LoraChunk::new(gpu, head, lora, &chunk, &mut padded)).transpose()?;
     for begin in (0..targets.count()).step_by(chunk.rows) {
         let range = begin..targets.count().min(begin + chunk.rows);
         let mut part = Part {
             count: range.len(),
+            hidden,
             list: targets.list.part(range.clone())?,
             targets: targets.targets.part(range.clone())?,
             losses: losses.each.part(range)?,
         };
-        chunk.logits(head, hidden, &part)?;
+        lora.as_mut().map(|lora| lora.inner(head, &part)).transpose()?;
+        chunk.logits(head, lora.as_ref(), &part)?;
         chunk.rows(&mut part)?;
         if let Some(gradients) = &mut gradients {
-            chunk.gradient(head, &part)?;
-            chunk.combine(head, &part, gradients)?;
+            chunk.gradient(head, lora.as_mut(), &part)?;
+            chunk.combine(head, lora.as_ref(), &part, gradients)?;
+            if let (Some(lora), Some((d_a, d_b))) = (&lora, &mut gradients.lora) {
+                lora.gradients(head, &chunk, &part, gradients.scale, d_a, d_b)?;
+            }
         }
     }
-    let count = (targets.count() as i32).into();
+    let count = whole(targets.count())?.into();
     gpu.launch(&SUM, Shape::of(1, 1024), [(&*losses.each).into(), count, losses.sum.into()])
 }
 
-// === impl Chunk ===
+// === impl GpuLossGradients ===
 
-impl Chunk {
-    fn new(gpu: &Gpu, head: &GpuHead<'_>, count: usize, with_gradient: bool) -> Result<Self> {
-        let rows = count.div_ceil(count.div_ceil(CHUNK)).next_multiple_of(TILE);
-        let columns = head.vocabulary.next_multiple_of(TILE);
-        let groups = columns / GROUP;
-        let parts = parts(gpu, rows / TILE * head.width.div_ceil(TILE)).min(groups);
-        let share = groups.div_ceil(parts);
-        let parts = groups.div_ceil(share);
-        let values = |count: usize| with_gradient.then(|| gpu.empty::<bf16>(count)).transpose();
-        Ok(Self {
-            rows,
-            columns,
-            parts,
-            share,
-            terms: values(rows.min(count) * columns)?,
-            groups: gpu.empty(2 * groups * rows)?,
-            target_logits: gpu.empty(rows)?,
-            row_factors: gpu.empty(rows)?,
-            target_gradients: gpu.empty(rows)?,
-            factors: values(groups * rows)?,
-            sums: with_gradient.then(|| gpu.empty(parts * rows * head.width)).transpose()?,
-        })
+impl GpuLossGradients<'_> {
+    fn check(&self, head: &GpuHead<'_>, targets: &GpuTargets) -> Result<()> {
+        self.hidden.expect(OP, "gradient of hidden", targets.rows * head.width)?;
+        if self.hidden.address() % AT_ONCE as u64 != 0 {
+            return Err(Error::invalid(OP, "the gradient of hidden begins at a multiple of 8 bytes"));
+        }
+        match (&self.lora, head.lora) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Error::invalid(OP, "gradients of a pair that the head does not have")),
+            (Some((d_a, d_b)), Some(lora)) => {
+                d_a.expect(OP, "gradient of A", lora.rank * head.width)?;
+                d_b.expect(OP, "gradient of B", head.vocabulary * lora.rank)
+            }
+        }
     }
-
-    fn logits(&mut self, head: &GpuHead<'_>, hidden: &Buffer<bf16>, part: &Part) -> Result<()> {
-        let number = |value: usize| (value as i32).into();
-        let nothing = None::<&Buffer<bf16>>;
-        let arguments = [
-            hidden.into(),
-            (&part.list).into(),
-            (&part.targets).into(),
-            number(part.count),
-            number(head.width),
-            head.weight.into(),
-            number(head.vocabulary),
-            nothing.into(),
-            number(0),
-            nothing.into(),
-            number(0),
-            number(0),
-            self.terms.as_mut().into(),
-            (&mut self.groups).into(),
-            (&mut self.target_logits).into(),
-            number(self.rows),
-            number(self.columns),
-        ];
-        let tiles = (self.rows / TILE) * (self.columns / TILE);
-        hidden.gpu().launch(&LOGITS, Shape::of(tiles as u32, THREADS).with_shared(SHARED), arguments)
-    }
-
-    fn rows(&mut self, part: &mut Part) -> Result<()> {
-        let number = |value: usize| (value as i32).into();
-        let gpu = self.groups.gpu().clone();
-        let arguments = [
-            (&self.groups).into(),
-            number(self.columns / GROUP),
-            number(self.rows),
-            number(part.count),
-            (&self.target_logits).into(),
-            (&mut part.losses).into(),
-            (&mut self.row_factors).into(),
-            (&mut self.target_gradients).into(),
-            self.factors.as_mut().into(),
-        ];
-        gpu.launch(&ROWS, Shape::of(self.rows as u32 / 32, 1024), arguments)
-    }
-
-    fn gradient(&mut self, head: &GpuHead<'_>, part: &Part) -> Result<()> {
-        let number = |value: usize| (value as i32).into();
-        let tiles = (self.rows / TILE) * head.width.div_ceil(TILE);
-        let shape = Shape::grid([tiles as u32, self.parts as u32, 1], THREADS).with_shared(SHARED);
-        let arguments = [
-            self.terms.as_ref().into(),
-            self.factors.as_ref().into(),
-            number(part.count),
-            number(self.rows),
-            number(self.columns),
-            number(self.share),
-            head.weight.into(),
-            number(head.vocabulary),
-            number(head.width),
-            self.sums.as_mut().into(),
-        ];
-        head.weight.gpu().launch(&GRADIENT, shape, arguments)
-    }
-
-    fn combine(&self, head: &GpuHead<'_>, part: &Part, gradients: &mut GpuLossGradients<'_>) -> Result<()> {
-        let number = |value: usize| (value as i32).into();
-        let arguments = [
-            self.sums.as_ref().into(),
-            number(self.parts),
-            number(self.rows),
-            number(head.width),
-            (&part.list).into(),
-            (&part.targets).into(),
-            (&self.row_factors).into(),
-            (&self.target_gradients).into(),
-            head.weight.into(),
-            gradients.scale.into(),
-            (&mut *gradients.hidden).into(),
-        ];
-        head.weight.gpu().launch(&COMBINE, Shape::of(part.count as u32, 256), arguments)
-    }
-}
-
-/// Into how many parts a sum is cut so that so many tiles fill all multiprocessors, and most of them in the last round too.
-fn parts(gpu: &Gpu, tiles: usize) -> usize {
-    let facts = gpu.facts();
-    let at_once = facts.multiprocessors as usize * (facts.shared_per_multiprocessor / (SHARED + 1024)).clamp(1, BLOCKS);
-    let busy = |parts: usize| (parts * tiles) as f64 / ((parts * tiles).next_multiple_of(at_once)) as f64;
-    // One more part has to be worth what it writes and reads.
-    (1..=PARTS).fold(1, |best, parts| if busy(parts) > busy(best) + 0.02 { parts } else { best })
 }

@@ -18,7 +18,7 @@ use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Error, FrozenWeight, Result};
 use cpu::Wanted;
 
-pub use gpu::{GpuHead, GpuLossGradients, GpuLosses, GpuTargets, gpu_fused};
+pub use gpu::{GPU_CHUNK_ROWS, GpuHead, GpuHeadLora, GpuLossGradients, GpuLosses, GpuTargets, gpu_fused};
 
 const OP: &str = "fused cross entropy";
 

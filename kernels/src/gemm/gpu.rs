@@ -135,13 +135,18 @@ impl<'a> Matrix<'a> {
         Ok(Self { values, rows, columns, stride })
     }
 
+    /// Where its rows are, and how many values lie between the beginnings of two.
+    pub(crate) fn place(&self) -> (&'a Buffer<bf16>, usize) {
+        (self.values, self.stride)
+    }
+
     /// Whether it can be read in whole chunks.
     fn is_aligned(&self) -> bool {
         self.values.address() % 16 == 0 && self.stride % CHUNK == 0
     }
 
     /// The same with rows that begin where chunks do: a copy if they do not yet.
-    fn aligned(&self, copy: &'a mut Option<Buffer<bf16>>) -> Result<Matrix<'a>> {
+    pub(crate) fn aligned(&self, copy: &'a mut Option<Buffer<bf16>>) -> Result<Matrix<'a>> {
         if self.is_aligned() {
             return Ok(*self);
         }

@@ -71,13 +71,20 @@ using Terms = gemm::Terms<Tile>;
 }  // namespace
 
 // terms [count, columns], factors [columns / 64, rows], weight [vocabulary, width]; parts [part_count, rows, width], of which
-// each has `share` groups of 64 words. `rows` and `columns` are multiples of 128.
+// each has `share` groups of 64 words. `rows` and `columns` are multiples of 128. With `rank` the same once more for
+// b [vocabulary, stride_b] and inner_parts [part_count, rows, rank], in tiles behind those of the width.
 extern "C" __global__ void __launch_bounds__(128, 2)
     cross_entropy_gradient(global<const bf16> terms, global<const bf16> factors, int count, int rows, int columns, int share,
-                           global<const bf16> weight, int vocabulary, int width, global<float> parts) {
+                           global<const bf16> weight, int vocabulary, int width, global<float> parts, global<const bf16> b,
+                           int stride_b, int rank, global<float> inner_parts) {
     DYNAMIC_SHARED(bf16, stages);
-    auto place = gemm::placed(blockIdx.x, rows / Tile::M, (width + Tile::N - 1) / Tile::N);
-    int row = place.row * Tile::M, column = place.column * Tile::N;
+    int tiles = (width + Tile::N - 1) / Tile::N;
+    auto place = gemm::placed(blockIdx.x, rows / Tile::M, tiles + (rank + Tile::N - 1) / Tile::N);
+    int row = place.row * Tile::M, column = place.column * Tile::N, stride = width;
+    if (place.column >= tiles) {
+        column -= tiles * Tile::N;
+        weight = b, stride = stride_b, width = rank, parts = inner_parts;
+    }
     int group = blockIdx.y * share, groups = min(share, columns / Terms::GROUP - group);
     const gemm::Part<Tile> part;
     typename Tile::Sums sum;
@@ -86,12 +93,18 @@ extern "C" __global__ void __launch_bounds__(128, 2)
         int word = group * Terms::GROUP;
         gemm::AlongK<Tile, Tile::M> of_terms(terms + word, columns, groups * Terms::GROUP, {count}, row);
         Terms left(of_terms, factors + int64_t(group) * rows + row + part.first_row, rows, groups);
-        gemm::AcrossK<Tile, Tile::N, gemm::LaterRows> right(weight, width, width, {word, vocabulary}, column);
+        gemm::AcrossK<Tile, Tile::N, gemm::LaterRows> right(weight, stride, width, {word, vocabulary}, column);
         gemm::product<Tile>(sum, left, right, 0, groups * (Terms::GROUP / Tile::K), stages);
     }
     global<float> to = parts + (int64_t(blockIdx.y) * rows + row) * width + column;
     gemm::each_pair<Tile>(sum, [&](int i, int j, float x, float y) {
-        if (row + i < count && column + j < width) store(to + int64_t(i) * width + j, make_float2(x, y));
+        if (row + i >= count || column + j >= width) return;
+        if (width % 2 == 0) {
+            store(to + int64_t(i) * width + j, make_float2(x, y));
+        } else {
+            to[int64_t(i) * width + j] = x;
+            if (column + j + 1 < width) to[int64_t(i) * width + j + 1] = y;
+        }
     });
 }
 KERNEL(cross_entropy_gradient)

@@ -3,7 +3,7 @@
 //
 // cross_entropy_rows reads 8 bytes for every row and 64 words, 1/16 of the terms, once, and the exponents once more (from L2).
 // cross_entropy_combine reads the parts, 4 bytes for each value and part. Both are below a hundredth of the products' time.
-#include "device.h"
+#include "dropout.h"
 
 namespace {
 
@@ -11,6 +11,7 @@ constexpr int LANES = 32;
 constexpr int SLICES = 32;
 constexpr float LN_2 = 0.6931471805599453f;
 constexpr float LEAST = -1e30f;
+constexpr int MOST_RANK = 256;
 
 // Sum 2^exponent · total of two.
 DEVICE void join(float& exponent, float& total, float other_exponent, float other_total) {
@@ -68,23 +69,50 @@ KERNEL(cross_entropy_rows)
 
 // A block for a row: scale · (factor · sum of parts + target's gradient · W[target]).
 //   parts [part_count, rows, width]
+// With `rank` the gradient of the pair's inner values is made in the same way from inner_parts [part_count, rows, rank] and
+// b [*, stride_b], left in d_inner [*, stride_d], and goes on through a [rank, width] and the mask.
 extern "C" __global__ void __launch_bounds__(256)
     cross_entropy_combine(global<const float> parts, int part_count, int rows, int width, global<const int> list,
                           global<const int> targets, global<const float> row_factors, global<const float> target_gradients,
-                          global<const bf16> weight, float scale, global<bf16> d_hidden) {
+                          global<const bf16> weight, float scale, global<bf16> d_hidden, global<const float> inner_parts,
+                          global<const bf16> a, global<const bf16> b, int stride_b, int rank, float inner_scale,
+                          uint32_t threshold, uint64_t key, global<bf16> d_inner, int stride_d) {
+    SHARED(float, inner, MOST_RANK);
     int row = blockIdx.x;
     float factor = scale * row_factors[row], of_target = scale * target_gradients[row];
+    if (rank > 0) {
+        for (int j = threadIdx.x; j < rank; j += blockDim.x) {
+            float sum = 0;
+            for (int part = 0; part < part_count; part++) sum += inner_parts[(int64_t(part) * rows + row) * rank + j];
+            float word = to_float(b[int64_t(targets[row]) * stride_b + j]);
+            inner[j] = inner_scale * (factor * sum + of_target * word);
+            d_inner[int64_t(row) * stride_d + j] = to_bf16(inner[j]);
+        }
+        sync_block();
+    }
+    const Dropout dropout{threshold, key};
     global<const bf16> words = weight + int64_t(targets[row]) * width;
-    global<bf16> to = d_hidden + int64_t(list[row]) * width;
+    int64_t first = int64_t(list[row]) * width;
     for (int at = 4 * threadIdx.x; at < width; at += 4 * blockDim.x) {
-        float4 sum = {};
+        float sum[4] = {};
         for (int part = 0; part < part_count; part++) {
             float4 own = load<float4>(parts + (int64_t(part) * rows + row) * width + at);
-            sum = {sum.x + own.x, sum.y + own.y, sum.z + own.z, sum.w + own.w};
+            sum[0] += own.x, sum[1] += own.y, sum[2] += own.z, sum[3] += own.w;
         }
         uint2 word = load<uint2>(words + at);
-        store(to + at, make_uint2(pack(factor * sum.x + of_target * low(word.x), factor * sum.y + of_target * high(word.x)),
-                                  pack(factor * sum.z + of_target * low(word.y), factor * sum.w + of_target * high(word.y))));
+        const float of_word[4] = {low(word.x), high(word.x), low(word.y), high(word.y)};
+        float through[4] = {};
+        for (int j = 0; j < rank; j++) {
+            uint2 four = load<uint2>(a + int64_t(j) * width + at);
+            through[0] += inner[j] * low(four.x), through[1] += inner[j] * high(four.x);
+            through[2] += inner[j] * low(four.y), through[3] += inner[j] * high(four.y);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            bool kept = threshold == 0 || dropout.keeps(uint64_t(first + at + i));
+            sum[i] = factor * sum[i] + of_target * of_word[i] + (kept ? through[i] : 0.0f);
+        }
+        store(d_hidden + first + at, make_uint2(pack(sum[0], sum[1]), pack(sum[2], sum[3])));
     }
 }
 KERNEL(cross_entropy_combine)

@@ -12,6 +12,7 @@
 //   load_matrix, load_matrix_transposed      ldmatrix x4: 8x8 pieces of bf16
 //   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes;  copy_async_if(to, from, there)  of zeros where `there` is 0
 //   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
+//   divide, square_root        rounded to the nearest
 //   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
 //   fast_reciprocal                                             one instruction, to one unit; of infinity it is 0
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
@@ -75,6 +76,12 @@ DEVICE uint32_t pack(float low, float high) {
 }
 DEVICE float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+// Both products, each rounded.
+DEVICE uint32_t multiply_pairs(uint32_t x, uint32_t y) {
+    uint32_t bits;
+    asm("fma.rn.bf16x2 %0,%1,%2,%3;" : "=r"(bits) : "r"(x), "r"(y), "r"(0x80008000u));
+    return bits;
+}
 DEVICE int count_leading_zeros(uint32_t bits) { return __clz(int(bits)); }
 DEVICE int count_ones(uint32_t bits) { return __popc(bits); }
 DEVICE uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) { return __byte_perm(x, y, places); }
@@ -152,6 +159,8 @@ template <int N> DEVICE void wait_async() { asm volatile("cp.async.wait_group %0
 DEVICE float multiply(float x, float y) { return __fmul_rn(x, y); }
 DEVICE float add(float x, float y) { return __fadd_rn(x, y); }
 DEVICE float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+DEVICE float divide(float x, float y) { return __fdiv_rn(x, y); }
+DEVICE float square_root(float value) { return __fsqrt_rn(value); }
 DEVICE float fast_exp(float value) { return __expf(value); }
 DEVICE float fast_exp2(float value) {
     float result;

@@ -70,6 +70,8 @@ inline bf16 to_bf16(float value) {
 inline float multiply(float x, float y) { return x * y; }
 inline float add(float x, float y) { return x + y; }
 inline float fused(float x, float y, float z) { return std::fma(x, y, z); }
+inline float divide(float x, float y) { return x / y; }
+inline float square_root(float value) { return std::sqrt(value); }
 inline float fast_exp(float value) { return std::exp(value); }
 inline float fast_exp2(float value) { return std::exp2(value); }
 inline float fast_log(float value) { return std::log(value); }
@@ -89,6 +91,7 @@ inline float bits_float(uint32_t bits) {
 inline uint32_t pack(float low, float high) { return uint32_t(to_bf16(low).bits) | uint32_t(to_bf16(high).bits) << 16; }
 inline float low(uint32_t pair) { return bits_float(pair << 16); }
 inline float high(uint32_t pair) { return bits_float(pair & 0xffff0000u); }
+inline uint32_t multiply_pairs(uint32_t x, uint32_t y) { return pack(low(x) * low(y), high(x) * high(y)); }
 inline int count_leading_zeros(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
 inline int count_ones(uint32_t bits) { return __builtin_popcount(bits); }
 inline uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) {

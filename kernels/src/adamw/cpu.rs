@@ -16,15 +16,20 @@ const CHUNK: usize = 1 << 14;
 pub(super) struct Scalars {
     level: Level,
     gradient_scale: f32,
-    decay: f32,
+    pub(super) decay: f32,
     /// `torch.lerp` starts from the nearer end: from `m`, or (β1 ≤ 0.5) from the gradient.
-    from_gradient: bool,
-    lerp: f32,
-    beta2: f32,
-    gain2: f32,
+    pub(super) from_gradient: bool,
+    pub(super) lerp: f32,
+    pub(super) beta2: f32,
+    pub(super) gain2: f32,
     root_correction2: f32,
-    epsilon: f32,
+    pub(super) epsilon: f32,
     step_size: f32,
+}
+
+/// What a moment that began as 0 lacks after so many updates.
+pub(super) fn correction(beta: f64, updates: u64) -> f64 {
+    1.0 - beta.powf(updates as f64)
 }
 
 impl Scalars {
@@ -39,7 +44,6 @@ impl Scalars {
         }
         let weight = (1.0 - hyper.beta1) as f32;
         let from_gradient = weight >= 0.5;
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         Ok(Self {
             level: Level::best(),
             gradient_scale,
@@ -48,9 +52,9 @@ impl Scalars {
             lerp: if from_gradient { weight - 1.0 } else { weight },
             beta2: hyper.beta2 as f32,
             gain2: (1.0 - hyper.beta2) as f32,
-            root_correction2: correction(hyper.beta2).sqrt() as f32,
+            root_correction2: correction(hyper.beta2, step).sqrt() as f32,
             epsilon: hyper.epsilon as f32,
-            step_size: -(hyper.learning_rate / correction(hyper.beta1)) as f32,
+            step_size: -(hyper.learning_rate / correction(hyper.beta1, step)) as f32,
         })
     }
 

@@ -17,9 +17,12 @@
 //! would be divided by `ε` alone.
 
 mod cpu;
+mod gpu;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
+
+pub use gpu::{GpuAdamW, GpuParameter, Gradients, MomentKind, TensorState};
 
 use crate::nf4::DynamicMap;
 use crate::{Error, Result};

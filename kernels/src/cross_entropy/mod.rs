@@ -6,6 +6,7 @@
 //! only if the graph wants them; the backward pass multiplies them by the upstream number. W is frozen.
 
 mod cpu;
+mod gpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,8 @@ use crate::dropout::Dropout;
 use crate::op::{self, expect_f32, wants_gradient};
 use crate::{Error, FrozenWeight, Result};
 use cpu::Wanted;
+
+pub use gpu::{GPU_CHUNK_ROWS, GpuHead, GpuHeadLora, GpuLossGradients, GpuLosses, GpuTargets, gpu_fused};
 
 const OP: &str = "fused cross entropy";
 

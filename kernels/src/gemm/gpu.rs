@@ -144,6 +144,11 @@ impl<'a> Matrix<'a> {
         Ok(Self { values, rows, columns, stride, padded: false })
     }
 
+    /// Where its rows are, and how many values lie between the beginnings of two.
+    pub(crate) fn place(&self) -> (&'a Buffer<bf16>, usize) {
+        (self.values, self.stride)
+    }
+
     /// Whether it can be read in whole chunks.
     fn is_aligned(&self) -> bool {
         let rows = self.stride % CHUNK == 0 && (self.padded || self.columns % CHUNK == 0);

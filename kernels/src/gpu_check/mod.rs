@@ -9,10 +9,13 @@
 //! [`Checks`]. It takes its sizes from [`Checks::sizes`]: odd ones that the emulator has done in a moment, or those of
 //! real layers.
 
+mod adamw;
 mod attention;
 mod conv;
+mod cross_entropy;
 mod elements;
 mod gemm;
+mod grad_norm;
 mod linear;
 mod nf4;
 mod noise;
@@ -82,6 +85,9 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "gemm", run: gemm::check },
     Family { name: "linear", run: linear::check },
     Family { name: "attention", run: attention::check },
+    Family { name: "cross entropy", run: cross_entropy::check },
+    Family { name: "adamw", run: adamw::check },
+    Family { name: "grad norm", run: grad_norm::check },
 ];
 
 /// Where a check finds what it needs, and leaves what it found.
@@ -153,14 +159,24 @@ impl Checks<'_> {
     where
         T: Element + Number,
     {
-        let found = found.download()?;
+        self.compare_values(what, &found.download()?, expected, tolerance);
+        Ok(())
+    }
+
+    /// Takes down values that were found beside what was expected.
+    pub(crate) fn compare_values<T: Number>(
+        &mut self,
+        what: &'static str,
+        found: &[T],
+        expected: &[f64],
+        tolerance: f64,
+    ) {
         let digest = found
             .iter()
             .fold(0xcbf2_9ce4_8422_2325, |hash: u64, value| (hash ^ value.bits()).wrapping_mul(0x0000_0100_0000_01b3));
         let wide: Vec<f64> = found.iter().map(|value| value.wide()).collect();
         let error = relative_error(&wide, expected);
         self.done.push(Check { case: self.case.clone(), what, error, tolerance, digest });
-        Ok(())
     }
 }
 
@@ -198,4 +214,4 @@ macro_rules! numbers {
     };
 }
 
-numbers!(u8, i32, u32, f32, bf16);
+numbers!(u8, i32, u32, f32, f64, bf16);

@@ -9,7 +9,11 @@
 //! threads, so that a run repeats to the bit.
 
 mod cpu;
+mod gpu;
 pub(crate) mod reference;
+pub(crate) mod units;
+
+pub use gpu::GpuGradientNorm;
 
 /// Keeps the factor of a vanishing norm finite (PyTorch's constant).
 const EPSILON: f64 = 1e-6;

@@ -289,3 +289,65 @@ impl GpuAttention<'_> {
         (self.heads.width as f32).powf(-0.5)
     }
 }
+
+#[cfg(all(test, feature = "emulation"))]
+mod tests {
+    use super::*;
+    use crate::Documents;
+    use crate::gpu_check::{FAMILIES, Sizes};
+
+    fn as_a100(facts: &mut Facts) {
+        (facts.shared_per_block, facts.shared_per_multiprocessor) = (163 << 10, 164 << 10);
+    }
+
+    #[test]
+    fn the_kernels_of_larger_cards_hold_as_well() {
+        let family = FAMILIES.iter().find(|family| family.name == "attention").unwrap();
+        let wrong: Vec<_> = (family.run(&Gpu::emulated_as(3, as_a100), Sizes::Small, 5).unwrap().into_iter())
+            .filter(|check| !check.holds())
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn cards_get_the_kernels_that_fill_them() {
+        let facts = |block: usize, multiprocessor: usize| {
+            let mut facts = Gpu::emulated(0).facts().clone();
+            (facts.shared_per_block, facts.shared_per_multiprocessor) = (block << 10, multiprocessor << 10);
+            facts
+        };
+        let tiles = |width, facts: &Facts| [Tile::forward, Tile::queries, Tile::keys].map(|tile| tile(width, facts));
+        let rows = |facts: &Facts| tiles(256, facts).map(|tile| tile.rows);
+        assert_eq!(rows(&facts(99, 100)), [64, 64, 32], "RTX");
+        assert_eq!(rows(&facts(163, 164)), [128, 128, 64], "A100");
+        assert_eq!(rows(&facts(227, 228)), [64, 64, 64], "H100");
+        for facts in [facts(99, 100), facts(163, 164), facts(227, 228)] {
+            let all = WIDTHS.map(|width| tiles(width, &facts));
+            assert!(all.as_flattened().iter().all(|tile| tile.fits(&facts)), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_kernel_computes_is_refused() {
+        let gpu = Gpu::emulated(0);
+        let documents = GpuDocuments::of(&gpu, &Documents::from_lengths(&[3]).unwrap()).unwrap();
+        let run = |query, key_value, width, values: usize| {
+            let heads = Heads { query, key_value, width };
+            let (x, mut out, mut sums) = (gpu.zeros(values)?, gpu.empty(values)?, gpu.empty(3 * query)?);
+            let attention = GpuAttention { heads, documents: &documents };
+            attention.forward([&x, &x, &x], &mut out, &mut sums)
+        };
+        run(1, 1, 8, 24).unwrap();
+        for ((query, key_value, width, values), says) in [
+            ((1, 1, 264, 792), "width of heads on a GPU: expected \"a multiple of 8 up to 256\", found 264"),
+            ((1, 1, 12, 36), "width of heads on a GPU"),
+            ((1, 1, 0, 0), "width of heads on a GPU"),
+            ((3, 2, 8, 72), "query heads"),
+            ((1, 1, 8, 25), "q: expected 24, found 25"),
+            ((2, 1, 8, 48), "k: expected 24, found 48"),
+        ] {
+            let error = run(query, key_value, width, values).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -91,6 +91,10 @@ impl Emulator {
         Self { facts, seed, memory: std::cell::RefCell::default(), usage: Cell::default() }
     }
 
+    pub(super) fn facts_mut(&mut self) -> &mut Facts {
+        &mut self.facts
+    }
+
     /// Whether all of it is memory of one allocation.
     fn has(&self, address: u64, bytes: usize) -> Result<()> {
         let memory = self.memory.borrow();

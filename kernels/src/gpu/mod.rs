@@ -124,7 +124,15 @@ impl Gpu {
     /// on it.
     #[cfg(feature = "emulation")]
     pub fn emulated(seed: u64) -> Self {
-        Self(Rc::new(emulated::Emulator::new(seed)))
+        Self::emulated_as(seed, |_| {})
+    }
+
+    /// An emulated one that says something else of itself, so that ops do what they do on such a card.
+    #[cfg(feature = "emulation")]
+    pub fn emulated_as(seed: u64, change: impl FnOnce(&mut Facts)) -> Self {
+        let mut emulator = emulated::Emulator::new(seed);
+        change(emulator.facts_mut());
+        Self(Rc::new(emulator))
     }
 
     /// What it is like.

@@ -10,8 +10,7 @@ type Case = ((usize, usize, usize), &'static [usize], f64);
 
 /// Every width that there is a kernel for and some between; groups of 1, 4 and 8 query heads; documents of one token, and
 /// that end at, before and behind the edges of tiles (16, 32, 64 and 128); scores of a few and of hundreds.
-const SMALL: [Case; 9] = [
-    ((1, 1, 64), &[1], 1.0),
+const SMALL: [Case; 8] = [
     ((4, 1, 16), &[70, 1, 1, 1, 59, 2], 4.0),
     ((8, 1, 32), &[64, 1, 63], 1.0),
     ((4, 4, 64), &[33], 8.0),
@@ -28,13 +27,19 @@ const REAL: [Case; 4] = [
     ((16, 16, 128), &[511], 8.0),
     ((8, 2, 64), &[700, 200], 8.0),
 ];
-/// Queries so large that a row's weight lies on one key: its gradient is rounding alone, but its output is not.
-const EXTREME: [Case; 3] = [((1, 1, 64), &[150], 100.0), ((2, 1, 128), &[130, 5], 200.0), ((1, 1, 256), &[80], 100.0)];
+/// All of a row's weight lies on one key, as there is no other or queries are so large: gradients are rounding alone, but
+/// outputs are not.
+const ON_ONE_KEY: [Case; 4] = [
+    ((1, 1, 64), &[1], 1.0),
+    ((1, 1, 64), &[150], 100.0),
+    ((2, 1, 128), &[130, 5], 200.0),
+    ((1, 1, 256), &[80], 100.0),
+];
 
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
     let cases: &[_] = if checks.sizes == Sizes::Small { &SMALL } else { &REAL };
     cases.iter().try_for_each(|case| compare(checks, *case, true))?;
-    EXTREME.iter().try_for_each(|case| compare(checks, *case, false))
+    ON_ONE_KEY.iter().try_for_each(|case| compare(checks, *case, false))
 }
 
 fn compare(checks: &mut Checks<'_>, ((query, key_value, width), lengths, size): Case, backward: bool) -> Result<()> {

@@ -4,34 +4,12 @@
 // writes 16, so a warp reads 128 bytes in a row and writes 512; all that the pieces need is asked for before the first is
 // decoded, since scales of scales are two reads one after the other. The 16 values of the code lie in 16 banks of shared
 // memory, so that any 32 indices are looked up without waiting. 8 values that begin at a multiple of 8 have one absmax.
-#include "device.h"
-// A thread decodes 8 values at a time: it reads 4 bytes and writes 16, so a warp reads 128 bytes in a row and writes 512. The
-// 16 values of the code lie in 16 banks of shared memory, so that any 32 indices are looked up without waiting. 8 values that
-// begin at a multiple of 8 have one absmax.
 #include "nf4.h"
 
 namespace {
 
 constexpr int VALUES = 8;
 constexpr int PIECES = 4;
-constexpr int BLOCK = 64;
-constexpr int NESTED_BLOCK = 256;
-CONSTANT float CODE[16] = {-1.0f,
-                           -0.6961928009986877f,
-                           -0.5250730514526367f,
-                           -0.39491748809814453f,
-                           -0.28444138169288635f,
-                           -0.18477343022823334f,
-                           -0.09105003625154495f,
-                           0.0f,
-                           0.07958029955625534f,
-                           0.16093020141124725f,
-                           0.24611230194568634f,
-                           0.33791524171829224f,
-                           0.44070982933044434f,
-                           0.5626170039176941f,
-                           0.7229568362236023f,
-                           1.0f};
 
 struct Plain {
     global<const float> absmax;
@@ -64,11 +42,6 @@ DEVICE void decode(global<const uint8_t> packed, const Scales& scales, shared<fl
     for (uint64_t first = blockIdx.x * block + threadIdx.x; first < whole; first += gridDim.x * block) {
         uint32_t eight[PIECES];
         float absmax[PIECES];
-    uint64_t step = uint64_t(gridDim.x) * blockDim.x;
-    for (uint64_t at = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < whole; at += step) {
-        uint32_t eight = load<uint32_t>(packed + at * 4);
-        float absmax = scales.of(at * VALUES / nf4::BLOCK);
-        uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             uint64_t at = first + uint64_t(i) * blockDim.x;
@@ -77,7 +50,7 @@ DEVICE void decode(global<const uint8_t> packed, const Scales& scales, shared<fl
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
             uint64_t at = first + uint64_t(i) * blockDim.x;
-            absmax[i] = at < whole ? scales.of(at * VALUES / BLOCK) : 0.0f;
+            absmax[i] = at < whole ? scales.of(at * VALUES / nf4::BLOCK) : 0.0f;
         }
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {

@@ -5,7 +5,7 @@ use half::bf16;
 use super::{BF16, BF16_GRADIENT, Checks, Sizes};
 use crate::Result;
 use crate::dropout::Dropout;
-use crate::gemm::Accumulate;
+use crate::gemm::{Accumulate, Out};
 use crate::gpu::Gpu;
 use crate::lora_linear::gpu::{GpuLinear, GpuLora, GpuLoraGradients, GpuWeight, Reading};
 use crate::lora_linear::reference::{Shape, backward, forward};
@@ -111,7 +111,7 @@ fn one(checks: &mut Checks<'_>, case: Case) -> Result<()> {
     let lora = (rank > 0).then_some(GpuLora { a, b, rank, scale: 0.75, dropout });
 
     let mut y = gpu.empty(rows * outputs)?;
-    let down = linear.forward_by(reading, &x, rows, lora.as_ref(), &mut y)?;
+    let down = linear.forward_by(reading, &x, rows, lora.as_ref(), Out::Bf16(&mut y))?;
     checks.compare("forward", &y, &forward(&shape, &x_values, &w, &bias_values, &a_values, &b_values, &mask), BF16)?;
 
     let expected = backward(&shape, &x_values, &w, &a_values, &b_values, &mask, &dy_values);

@@ -128,19 +128,20 @@ impl GpuWeight {
         x: Matrix<'_>,
         update: Option<Update<'_>>,
         bias: Option<&Buffer<f32>>,
-        out: (&mut Buffer<bf16>, Accumulate),
+        (out, accumulate): (Out<'_>, Accumulate),
         reading: Reading,
     ) -> Result<()> {
-        let (out, accumulate) = out;
         let decoded;
-        let values = match (self, reading) {
-            (Self::Bf16 { values, .. }, _) => values,
-            (Self::Nf4(matrix), Reading::Fused) => return fused(form, x, matrix, update, bias, (out, accumulate)),
-            (Self::Nf4(matrix), Reading::Copied) => {
+        let (values, out) = match (self, reading, out) {
+            (Self::Bf16 { values, .. }, _, out) => (values, out),
+            (Self::Nf4(matrix), Reading::Fused, Out::Bf16(out)) => {
+                return fused(form, x, matrix, update, bias, (out, accumulate));
+            }
+            (Self::Nf4(matrix), _, out) => {
                 let mut copy = x.gpu().empty(matrix.rows() * matrix.columns())?;
                 matrix.decode(&mut copy)?;
                 decoded = copy;
-                &decoded
+                (&decoded, out)
             }
         };
         let mut product = Product::new(form, x, Matrix::of(values, self.rows(), self.columns())?);
@@ -148,7 +149,7 @@ impl GpuWeight {
             product.before = Some(update.operands);
             product.dropout = update.dropout;
         }
-        Product { bias, accumulate, ..product }.run(Out::Bf16(out))
+        Product { bias, accumulate, ..product }.run(out)
     }
 }
 
@@ -224,7 +225,18 @@ impl GpuLinear {
         lora: Option<&GpuLora>,
         y: &mut Buffer<bf16>,
     ) -> Result<Option<Buffer<bf16>>> {
-        self.forward_by(self.weight.reading(rows), x, rows, lora, y)
+        self.forward_by(self.weight.reading(rows), x, rows, lora, Out::Bf16(y))
+    }
+
+    /// [`GpuLinear::forward`] without rounding the result: for routers, whose choices hang on small differences.
+    pub fn forward_wide(
+        &self,
+        x: &Buffer<bf16>,
+        rows: usize,
+        lora: Option<&GpuLora>,
+        y: &mut Buffer<f32>,
+    ) -> Result<Option<Buffer<bf16>>> {
+        self.forward_by(self.weight.reading(rows), x, rows, lora, Out::F32(y))
     }
 
     /// [`GpuLinear::forward`], the weight read in a chosen way.
@@ -234,10 +246,10 @@ impl GpuLinear {
         x: &Buffer<bf16>,
         rows: usize,
         lora: Option<&GpuLora>,
-        y: &mut Buffer<bf16>,
+        y: Out<'_>,
     ) -> Result<Option<Buffer<bf16>>> {
         let (inputs, outputs) = (self.weight.columns(), self.weight.rows());
-        y.expect(OP, "y", rows * outputs)?;
+        y.expect(OP, rows * outputs)?;
         if let Some(bias) = &self.bias {
             bias.expect(OP, "bias", outputs)?;
         }
@@ -289,6 +301,6 @@ impl GpuLinear {
             Some((lora, up)) => Some(lora.update(up, rows, lora.a(inputs)?, lora.dropout)?),
             None => None,
         };
-        self.weight.multiply(Form::RowsByColumns, dy, update, None, (dx, accumulate), reading)
+        self.weight.multiply(Form::RowsByColumns, dy, update, None, (Out::Bf16(dx), accumulate), reading)
     }
 }

@@ -12,6 +12,7 @@
 mod gemm;
 mod linear;
 mod nf4;
+mod quantize;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
 
@@ -68,6 +69,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "nf4", run: nf4::check },
     Family { name: "gemm", run: gemm::check },
     Family { name: "linear", run: linear::check },
+    Family { name: "quantize", run: quantize::check },
 ];
 
 /// Where a check finds what it needs, and leaves what it found.

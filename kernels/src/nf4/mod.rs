@@ -24,6 +24,7 @@ mod bitsandbytes;
 mod cpu;
 mod dynamic_map;
 mod gpu;
+mod gpu_quantize;
 mod mean;
 pub(crate) mod reference;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use std::ops::Range;
 
 pub(crate) use dynamic_map::DynamicMap;
 pub use gpu::{GpuNf4, GpuScales};
+pub use gpu_quantize::GpuValues;
 
 use crate::{Error, Result, Stored};
 

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{Checks, EXACT, Sizes};
 use crate::Result;
-use crate::nf4::{BLOCK, GpuNf4, GpuScales, GpuValues, Nf4Matrix, Scales};
+use crate::nf4::{BLOCK, GpuNf4, GpuScales, GpuValues, Nf4Matrix, Scales, mean, mean_of};
 use crate::self_test::values::{narrow, wide};
 
 /// Up to 33 rows of 32 scales, and fewer than 8 of them.
@@ -18,6 +18,13 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
             checks.case(format!("quantize {rows} x {columns}, double {double_quant}, bf16 {narrow}"));
             one(checks, rows, columns, double_quant, narrow)?;
         }
+    }
+    // Sums of four levels, and what is left on each.
+    for count in [5, 32 * 16 * 16, 32 * 16 * (16 * 16 + 16 + 1) + 32 * 3 + 29] {
+        checks.case(format!("mean of {count}"));
+        let values = narrow(&checks.random.values(count));
+        let found = mean_of(&checks.gpu.of(&values)?)?;
+        checks.compare("mean", &found, &[f64::from(mean(&values))], EXACT)?;
     }
     damaged(checks)
 }

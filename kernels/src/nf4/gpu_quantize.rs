@@ -67,25 +67,36 @@ impl GpuNf4 {
 
 /// Quantises the scales themselves.
 fn double(gpu: &Gpu, absmax: &Buffer<f32>) -> Result<GpuScales> {
-    let number = i32::try_from(absmax.len()).map_err(|_| Error::invalid(OP, "more blocks than a kernel counts"))?;
-    let rows = number / mean::WIDTH as i32;
-    let power = mean::group_power(rows.cast_unsigned() as usize).cast_signed();
-    let groups = (rows.cast_unsigned() as usize).div_ceil(1 << power);
-    let mut sums = gpu.empty::<f32>(groups * mean::WIDTH)?;
-    let mut offset = gpu.empty::<f32>(1)?;
-    // A group is a warp's.
-    let shape = Shape::of(gpu.blocks(groups.div_ceil(THREADS as usize / 32), BLOCKS), THREADS);
-    gpu.launch(&MEAN_GROUPS, shape, [absmax.into(), rows.into(), (1i32 << power).into(), (&mut sums).into()])?;
-    let arguments = [absmax.into(), number.into(), power.into(), (&sums).into(), (&mut offset).into()];
-    gpu.launch(&MEAN, Shape::of(1, 32), arguments)?;
+    let offset = mean_of(absmax)?;
     let blocks = absmax.len().div_ceil(NESTED_BLOCK);
     let mut codes = gpu.empty(absmax.len())?;
     let mut nested = gpu.empty(blocks)?;
     let limits = gpu.of(DynamicMap::signed().search().0)?;
     let shape = Shape::of(u32::try_from(blocks).unwrap_or(u32::MAX), NESTED_BLOCK as u32);
+    let number = whole(absmax.len())?.into();
     let arguments =
-        [absmax.into(), number.into(), (&offset).into(), (&limits).into(), (&mut codes).into(), (&mut nested).into()];
+        [absmax.into(), number, (&offset).into(), (&limits).into(), (&mut codes).into(), (&mut nested).into()];
     gpu.launch(&NESTED, shape, arguments)?;
     let offset = offset.download()?[0];
     Ok(GpuScales::Double { codes, nested, map: gpu.of(dynamic_map())?, offset })
+}
+
+/// The mean of values, as [`mean::mean`] rounds it.
+pub(crate) fn mean_of(values: &Buffer<f32>) -> Result<Buffer<f32>> {
+    let gpu = values.gpu();
+    let rows = values.len() / mean::WIDTH;
+    let power = mean::group_power(rows);
+    let groups = rows.div_ceil(1 << power);
+    let mut sums = gpu.empty::<f32>(groups * mean::WIDTH)?;
+    let mut mean = gpu.empty::<f32>(1)?;
+    // A group is a warp's.
+    let shape = Shape::of(gpu.blocks(groups.div_ceil(THREADS as usize / 32), BLOCKS), THREADS);
+    gpu.launch(&MEAN_GROUPS, shape, [values.into(), whole(rows)?.into(), (1i32 << power).into(), (&mut sums).into()])?;
+    let (number, power) = (whole(values.len())?.into(), power.cast_signed().into());
+    gpu.launch(&MEAN, Shape::of(1, 32), [values.into(), number, power, (&sums).into(), (&mut mean).into()])?;
+    Ok(mean)
+}
+
+fn whole(size: usize) -> Result<i32> {
+    i32::try_from(size).map_err(|_| Error::invalid(OP, "more blocks than a kernel counts"))
 }

@@ -11,7 +11,7 @@ const LEVELS: usize = 4;
 pub(super) const WIDTH: usize = LANES * VECTORS;
 
 /// Mean of a non-empty slice, as `torch.mean` rounds it.
-pub(super) fn mean(values: &[f32]) -> f32 {
+pub(crate) fn mean(values: &[f32]) -> f32 {
     let sum = if values.len() < LANES { short_sum(values) } else { long_sum(values) };
     sum / values.len() as f32
 }

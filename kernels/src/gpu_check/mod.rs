@@ -20,6 +20,7 @@ mod linear;
 mod nf4;
 mod noise;
 mod norm;
+mod quantize;
 mod rope;
 mod swiglu;
 #[cfg(all(test, feature = "emulation"))]
@@ -88,6 +89,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "cross entropy", run: cross_entropy::check },
     Family { name: "adamw", run: adamw::check },
     Family { name: "grad norm", run: grad_norm::check },
+    Family { name: "quantize", run: quantize::check },
 ];
 
 /// Where a check finds what it needs, and leaves what it found.

@@ -60,6 +60,10 @@ impl GpuNf4 {
         Ok(Self { rows: matrix.rows(), columns: matrix.columns(), packed: gpu.of(matrix.packed())?, scales })
     }
 
+    pub(super) fn from_parts(rows: usize, columns: usize, packed: Buffer<u8>, scales: GpuScales) -> Self {
+        Self { rows, columns, packed, scales }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

@@ -13,6 +13,7 @@ mod adamw;
 mod cross_entropy;
 mod gemm;
 mod grad_norm;
+mod linear;
 mod nf4;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
@@ -69,6 +70,7 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     Family { name: "nf4", run: nf4::check },
     Family { name: "gemm", run: gemm::check },
+    Family { name: "linear", run: linear::check },
     Family { name: "grad norm", run: grad_norm::check },
     Family { name: "adamw", run: adamw::check },
     Family { name: "cross entropy", run: cross_entropy::check },

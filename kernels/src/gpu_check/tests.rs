@@ -30,7 +30,7 @@ macro_rules! families {
     };
 }
 
-families! { nf4, gemm, grad_norm, adamw, cross_entropy }
+families! { nf4, gemm, linear, grad_norm, adamw, cross_entropy }
 
 #[test]
 fn nothing_and_no_number_are_not_right() {

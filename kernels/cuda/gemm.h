@@ -176,7 +176,8 @@ template <class T> struct Part {
 
     DEVICE Part() {
         int warp = int(threadIdx.x) / 32;
-        of_k = warp / T::WARPS;
+        // What the compiler cannot see: it is 0 where warps share no k.
+        of_k = T::WARPS_K == 1 ? 0 : warp / T::WARPS;
         first_row = warp % T::WARPS / T::WARPS_N * T::WARP_M;
         first_column = warp % T::WARPS_N * T::WARP_N;
     }

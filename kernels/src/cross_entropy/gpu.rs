@@ -16,6 +16,8 @@ use crate::{Error, Result};
 use chunk::{Chunk, Part};
 use lora::LoraChunk;
 
+pub(crate) use chunk::Tiles;
+
 const SUM: Kernel = Kernel::new("cross_entropy_sum", "const f32*, i32, u64*");
 
 /// Rows per chunk on a GPU: as many as tensor cores need beside memory (each chunk reads the head twice, and writes and
@@ -100,6 +102,12 @@ impl GpuTargets {
     pub fn count(&self) -> usize {
         self.list.len()
     }
+
+    /// Of chunks with at most so many rows, all of one size, as near as can be.
+    fn rows_at_a_time(&self, chunk_rows: usize) -> usize {
+        let chunks = self.count().div_ceil(chunk_rows.max(1));
+        self.count().div_ceil(chunks.max(1))
+    }
 }
 
 // === impl GpuHead ===
@@ -134,6 +142,20 @@ pub fn gpu_fused(
     targets: &GpuTargets,
     chunk_rows: usize,
     losses: GpuLosses<'_>,
+    gradients: Option<GpuLossGradients<'_>>,
+) -> Result<()> {
+    let tiles = Tiles::of(hidden.gpu(), targets.rows_at_a_time(chunk_rows));
+    gpu_fused_with(tiles, head, hidden, targets, chunk_rows, losses, gradients)
+}
+
+/// [`gpu_fused`] in tiles of a chosen size.
+pub(crate) fn gpu_fused_with(
+    tiles: Tiles,
+    head: &GpuHead<'_>,
+    hidden: &Buffer<bf16>,
+    targets: &GpuTargets,
+    chunk_rows: usize,
+    losses: GpuLosses<'_>,
     mut gradients: Option<GpuLossGradients<'_>>,
 ) -> Result<()> {
     head.check()?;
@@ -141,8 +163,8 @@ pub fn gpu_fused(
         return Err(Error::shape(OP, "words of the targets", head.vocabulary, targets.vocabulary));
     }
     hidden.expect(OP, "hidden", targets.rows * head.width)?;
-    if hidden.address() % 16 != 0 || chunk_rows == 0 {
-        return Err(Error::invalid(OP, "hidden begins at a multiple of 16 bytes, and chunk_rows is not 0"));
+    if hidden.address() % 16 != 0 {
+        return Err(Error::invalid(OP, "hidden begins at a multiple of 16 bytes"));
     }
     losses.sum.expect(OP, "sum", 1)?;
     losses.each.expect(OP, "losses", targets.count())?;
@@ -156,9 +178,7 @@ pub fn gpu_fused(
         return Ok(());
     }
     let gpu = hidden.gpu();
-    // Chunks of one size, as near as can be.
-    let rows = targets.count().div_ceil(targets.count().div_ceil(chunk_rows));
-    let mut chunk = Chunk::new(gpu, head, rows, gradients.is_some())?;
+    let mut chunk = Chunk::new(gpu, head, tiles, targets.rows_at_a_time(chunk_rows), gradients.is_some())?;
     let mut padded = None;
     let mut lora = head.lora.map(|lora| LoraChunk::new(gpu, head, lora, &chunk, &mut padded)).transpose()?;
     for begin in (0..targets.count()).step_by(chunk.rows) {

@@ -19,6 +19,7 @@ use crate::{Error, FrozenWeight, Result};
 use cpu::Wanted;
 
 pub use gpu::{GPU_CHUNK_ROWS, GpuHead, GpuHeadLora, GpuLossGradients, GpuLosses, GpuTargets, gpu_fused};
+pub(crate) use gpu::{Tiles, gpu_fused_with};
 
 const OP: &str = "fused cross entropy";
 

@@ -65,40 +65,45 @@ struct LaterRows {
 
 namespace {
 
-using Tile = gemm::Tile<128, 128, 32, 2, 2, 4>;
-using Terms = gemm::Terms<Tile>;
+using Small = gemm::Tile<128, 128, 32, 2, 2, 4>;
+using Large = gemm::Tile<256, 128, 32, 4, 2, 4>;
 
-}  // namespace
+struct Terms {
+    global<const bf16> values, factors;
+    int count, rows, columns, share;
+};
 
-// terms [count, columns], factors [columns / 64, rows], weight [vocabulary, width]; parts [part_count, rows, width], of which
-// each has `share` groups of 64 words. `rows` and `columns` are multiples of 128. With `rank` the same once more for
-// b [vocabulary, stride_b] and inner_parts [part_count, rows, rank], in tiles behind those of the width.
-extern "C" __global__ void __launch_bounds__(128, 2)
-    cross_entropy_gradient(global<const bf16> terms, global<const bf16> factors, int count, int rows, int columns, int share,
-                           global<const bf16> weight, int vocabulary, int width, global<float> parts, global<const bf16> b,
-                           int stride_b, int rank, global<float> inner_parts) {
+// [vocabulary, stride], of which `width` columns are multiplied, and where the parts of that go.
+struct Head {
+    global<const bf16> values;
+    int stride, width;
+    global<float> parts;
+};
+
+template <class Tile>
+DEVICE void gradient(const Terms& terms, int vocabulary, const Head& weight, const Head& pair) {
     DYNAMIC_SHARED(bf16, stages);
-    int tiles = (width + Tile::N - 1) / Tile::N;
-    auto place = gemm::placed(blockIdx.x, rows / Tile::M, tiles + (rank + Tile::N - 1) / Tile::N);
-    int row = place.row * Tile::M, column = place.column * Tile::N, stride = width;
-    if (place.column >= tiles) {
-        column -= tiles * Tile::N;
-        weight = b, stride = stride_b, width = rank, parts = inner_parts;
-    }
-    int group = blockIdx.y * share, groups = min(share, columns / Terms::GROUP - group);
+    int tiles = (weight.width + Tile::N - 1) / Tile::N;
+    auto place = gemm::placed(blockIdx.x, terms.rows / Tile::M, tiles + (pair.width + Tile::N - 1) / Tile::N);
+    bool of_pair = place.column >= tiles;
+    Head head = of_pair ? pair : weight;
+    int row = place.row * Tile::M, column = (of_pair ? place.column - tiles : place.column) * Tile::N;
+    using Left = gemm::Terms<Tile>;
+    int group = blockIdx.y * terms.share, groups = min(terms.share, terms.columns / Left::GROUP - group);
     const gemm::Part<Tile> part;
     typename Tile::Sums sum;
     gemm::clear<Tile>(sum);
     {
-        int word = group * Terms::GROUP;
-        gemm::AlongK<Tile, Tile::M> of_terms(terms + word, columns, groups * Terms::GROUP, {count}, row);
-        Terms left(of_terms, factors + int64_t(group) * rows + row + part.first_row, rows, groups);
-        gemm::AcrossK<Tile, Tile::N, gemm::LaterRows> right(weight, stride, width, {word, vocabulary}, column);
-        gemm::product<Tile>(sum, left, right, 0, groups * (Terms::GROUP / Tile::K), stages);
+        int word = group * Left::GROUP;
+        gemm::AlongK<Tile, Tile::M> rows(terms.values + word, terms.columns, groups * Left::GROUP, {terms.count}, row);
+        Left left(rows, terms.factors + int64_t(group) * terms.rows + row + part.first_row, terms.rows, groups);
+        gemm::AcrossK<Tile, Tile::N, gemm::LaterRows> right(head.values, head.stride, head.width, {word, vocabulary}, column);
+        gemm::product<Tile>(sum, left, right, 0, groups * (Left::GROUP / Tile::K), stages);
     }
-    global<float> to = parts + (int64_t(blockIdx.y) * rows + row) * width + column;
+    int width = head.width;
+    global<float> to = head.parts + (int64_t(blockIdx.y) * terms.rows + row) * width + column;
     gemm::each_pair<Tile>(sum, [&](int i, int j, float x, float y) {
-        if (row + i >= count || column + j >= width) return;
+        if (row + i >= terms.count || column + j >= width) return;
         if (width % 2 == 0) {
             store(to + int64_t(i) * width + j, make_float2(x, y));
         } else {
@@ -107,4 +112,22 @@ extern "C" __global__ void __launch_bounds__(128, 2)
         }
     });
 }
-KERNEL(cross_entropy_gradient)
+
+}  // namespace
+
+// terms [count, columns], factors [columns / 64, rows], weight [vocabulary, width]; parts [part_count, rows, width], of which
+// each has `share` groups of 64 words. `rows` are whole tiles. With `rank` the same once more for b [vocabulary, stride_b] and
+// inner_parts [part_count, rows, rank], in tiles behind those of the width.
+#define GRADIENT(name, tile, blocks)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(tile::THREADS, blocks)                                                           \
+        name(global<const bf16> terms, global<const bf16> factors, int count, int rows, int columns, int share,                   \
+             global<const bf16> weight, int vocabulary, int width, global<float> parts, global<const bf16> b, int stride_b,       \
+             int rank, global<float> inner_parts) {                                                                               \
+        gradient<tile>({terms, factors, count, rows, columns, share}, vocabulary, {weight, width, width, parts},                  \
+                       {b, stride_b, rank, inner_parts});                                                                         \
+    }
+
+GRADIENT(cross_entropy_gradient_small, Small, 2)
+KERNEL(cross_entropy_gradient_small)
+GRADIENT(cross_entropy_gradient_large, Large, 1)
+KERNEL(cross_entropy_gradient_large)

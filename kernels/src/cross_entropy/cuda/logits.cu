@@ -10,10 +10,12 @@
 
 namespace {
 
-using Tile = gemm::Tile<128, 128, 32, 2, 2, 4>;
+using Small = gemm::Tile<128, 128, 32, 2, 2, 4>;
+using Large = gemm::Tile<256, 128, 32, 4, 2, 4>;
 // Words that share an exponent: those that a warp computes.
-constexpr int GROUP = Tile::WARP_N;
-static_assert(GROUP == 64, "as the other kernels have it");
+constexpr int GROUP = 64;
+// Fragments of a warp's row.
+constexpr int COLUMNS = GROUP / 8;
 
 constexpr float LOG2_E = 1.4426950408889634f;
 // Instead of the exponent of nothing.
@@ -27,11 +29,11 @@ struct Out {
 };
 
 // A row of a warp's sums: its part of 16 of the 64 words.
-DEVICE void finish_row(const Out& out, int row, int word, float (&x)[Tile::COLUMNS][2]) {
+DEVICE void finish_row(const Out& out, int row, int word, float (&x)[COLUMNS][2]) {
     int lane = threadIdx.x % 32, place = lane % 4;
     float largest = LEAST;
 #pragma unroll
-    for (int j = 0; j < Tile::COLUMNS; j++) {
+    for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
         for (int v = 0; v < 2; v++) {
             x[j][v] = word + 8 * j + 2 * place + v < out.vocabulary ? x[j][v] * LOG2_E : -INFINITY;
@@ -46,7 +48,7 @@ DEVICE void finish_row(const Out& out, int row, int word, float (&x)[Tile::COLUM
     int target = there ? out.targets[row] - word - 2 * place : -1;
     global<bf16> terms = out.terms ? out.terms + int64_t(row) * out.columns + word + 2 * place : out.terms;
 #pragma unroll
-    for (int j = 0; j < Tile::COLUMNS; j++) {
+    for (int j = 0; j < COLUMNS; j++) {
         float term[2];
 #pragma unroll
         for (int v = 0; v < 2; v++) {
@@ -65,40 +67,46 @@ DEVICE void finish_row(const Out& out, int row, int word, float (&x)[Tile::COLUM
     if (place == 0) store(out.groups + 2 * (int64_t(word / GROUP) * out.rows + row), make_float2(exponent, total));
 }
 
-}  // namespace
+// Operands of a kernel.
+struct Rows {
+    global<const bf16> hidden;
+    global<const int> list;
+    int count, width;
+};
 
-// hidden [*, width] of which `list` names `count` rows, weight [vocabulary, width]; with `rank` also inner [count, stride_inner]
-// and b [vocabulary, stride_b], whose product is added. terms [count, columns] if they are wanted, groups [columns / 64, rows].
-extern "C" __global__ void __launch_bounds__(128, 2)
-    cross_entropy_logits(global<const bf16> hidden, global<const int> list, global<const int> targets, int count, int width,
-                         global<const bf16> weight, int vocabulary, global<const bf16> inner, int stride_inner,
-                         global<const bf16> b, int stride_b, int rank, global<bf16> terms, global<float> groups,
-                         global<float> target_logits, int rows, int columns) {
+struct Pair {
+    global<const bf16> inner;
+    int stride_inner;
+    global<const bf16> b;
+    int stride_b, rank;
+};
+
+template <class Tile> DEVICE void logits(const Rows& rows, global<const bf16> weight, const Pair& pair, const Out& out) {
+    static_assert(Tile::WARP_N == GROUP, "a warp's words share an exponent");
     DYNAMIC_SHARED(bf16, stages);
-    auto place = gemm::placed(blockIdx.x, rows / Tile::M, columns / Tile::N);
+    auto place = gemm::placed(blockIdx.x, out.rows / Tile::M, out.columns / Tile::N);
     int row = place.row * Tile::M, word = place.column * Tile::N;
     typename Tile::Sums sum;
     gemm::clear<Tile>(sum);
     {
-        gemm::AlongK<Tile, Tile::M, gemm::ListedRows> left(hidden, width, width, {list, count}, row);
-        gemm::AlongK<Tile, Tile::N> right(weight, width, width, {vocabulary}, word);
-        gemm::product<Tile>(sum, left, right, 0, (width + Tile::K - 1) / Tile::K, stages);
+        gemm::AlongK<Tile, Tile::M, gemm::ListedRows> left(rows.hidden, rows.width, rows.width, {rows.list, rows.count}, row);
+        gemm::AlongK<Tile, Tile::N> right(weight, rows.width, rows.width, {out.vocabulary}, word);
+        gemm::product<Tile>(sum, left, right, 0, (rows.width + Tile::K - 1) / Tile::K, stages);
     }
-    if (rank > 0) {
+    if (pair.rank > 0) {
         sync_block();
-        gemm::AlongK<Tile, Tile::M> left(inner, stride_inner, rank, {count}, row);
-        gemm::AlongK<Tile, Tile::N> right(b, stride_b, rank, {vocabulary}, word);
-        gemm::product<Tile>(sum, left, right, 0, (rank + Tile::K - 1) / Tile::K, stages);
+        gemm::AlongK<Tile, Tile::M> left(pair.inner, pair.stride_inner, pair.rank, {rows.count}, row);
+        gemm::AlongK<Tile, Tile::N> right(pair.b, pair.stride_b, pair.rank, {out.vocabulary}, word);
+        gemm::product<Tile>(sum, left, right, 0, (pair.rank + Tile::K - 1) / Tile::K, stages);
     }
     const gemm::Part<Tile> part;
-    Out out{targets, terms, groups, target_logits, count, vocabulary, rows, columns};
 #pragma unroll
     for (int i = 0; i < Tile::ROWS; i++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float x[Tile::COLUMNS][2];
+            float x[COLUMNS][2];
 #pragma unroll
-            for (int j = 0; j < Tile::COLUMNS; j++) {
+            for (int j = 0; j < COLUMNS; j++) {
                 x[j][0] = sum[i][j][2 * half];
                 x[j][1] = sum[i][j][2 * half + 1];
             }
@@ -107,4 +115,24 @@ extern "C" __global__ void __launch_bounds__(128, 2)
         }
     }
 }
-KERNEL(cross_entropy_logits)
+
+}  // namespace
+
+// hidden [*, width] of which `list` names `count` rows, weight [vocabulary, width]; with `rank` also inner [count, stride_inner]
+// and b [vocabulary, stride_b], whose product is added. terms [count, columns] if they are wanted, groups [columns / 64, rows].
+#define LOGITS(name, tile, blocks)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(tile::THREADS, blocks)                                                           \
+        name(global<const bf16> hidden, global<const int> list, global<const int> targets, int count, int width,                  \
+             global<const bf16> weight, int vocabulary, global<const bf16> inner, int stride_inner, global<const bf16> b,         \
+             int stride_b, int rank, global<bf16> terms, global<float> groups, global<float> target_logits, int rows,             \
+             int columns) {                                                                                                       \
+        Out out{targets, terms, groups, target_logits, count, vocabulary, rows, columns};                                         \
+        logits<tile>({hidden, list, count, width}, weight, {inner, stride_inner, b, stride_b, rank}, out);                        \
+    }
+
+// Two blocks of 4 warps: one goes through its exponentials while the other multiplies.
+LOGITS(cross_entropy_logits_small, Small, 2)
+KERNEL(cross_entropy_logits_small)
+// One of 8: a quarter less to read from L2, which is what cards with faster tensor cores wait for.
+LOGITS(cross_entropy_logits_large, Large, 1)
+KERNEL(cross_entropy_logits_large)

@@ -4,38 +4,60 @@ use half::bf16;
 
 use super::{GpuHead, GpuLossGradients, LoraChunk};
 use crate::Result;
-use crate::gemm::gpu::whole;
+use crate::gemm::gpu::{Tile, whole};
 use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
 
-const LOGITS: Kernel = Kernel::new(
-    "cross_entropy_logits",
-    "const bf16*, const i32*, const i32*, i32, i32, const bf16*, i32, const bf16*, i32, const bf16*, i32, i32, bf16*, f32*, \
-     f32*, i32, i32",
-);
+macro_rules! logits {
+    ($name:literal) => {
+        Kernel::new(
+            concat!("cross_entropy_logits_", $name),
+            "const bf16*, const i32*, const i32*, i32, i32, const bf16*, i32, const bf16*, i32, const bf16*, i32, i32, \
+             bf16*, f32*, f32*, i32, i32",
+        )
+    };
+}
+
+macro_rules! gradient {
+    ($name:literal) => {
+        Kernel::new(
+            concat!("cross_entropy_gradient_", $name),
+            "const bf16*, const bf16*, i32, i32, i32, i32, const bf16*, i32, i32, f32*, const bf16*, i32, i32, f32*",
+        )
+    };
+}
+
 const ROWS: Kernel =
     Kernel::new("cross_entropy_rows", "const f32*, i32, i32, i32, const f32*, f32*, f32*, f32*, bf16*");
-const GRADIENT: Kernel = Kernel::new(
-    "cross_entropy_gradient",
-    "const bf16*, const bf16*, i32, i32, i32, i32, const bf16*, i32, i32, f32*, const bf16*, i32, i32, f32*",
-);
 const COMBINE: Kernel = Kernel::new(
     "cross_entropy_combine",
     "const f32*, i32, i32, i32, const i32*, const i32*, const f32*, const f32*, const bf16*, f32, bf16*, const f32*, \
      const bf16*, const bf16*, i32, i32, f32, u32, u64, bf16*, i32",
 );
 
-/// Rows and columns of what a block computes, its threads, its shared memory, and how many of them a multiprocessor has.
+/// Tiles of logits.cu and gradient.cu.
+const SMALL: Tile = Tile { m: TILE, n: TILE, k: 32, stages: 4, threads: 128 };
+const LARGE: Tile = Tile { m: 2 * TILE, n: TILE, k: 32, stages: 4, threads: 256 };
+/// Words are rounded up to it, and the smaller number of rows that is computed at a time.
 pub(super) const TILE: usize = 128;
-const THREADS: u32 = 128;
-const SHARED: usize = 4 * 2 * TILE * 32 * 2;
+/// Blocks with small tiles that a multiprocessor has.
 const BLOCKS: usize = 2;
 /// Words that share an exponent.
 const GROUP: usize = 64;
 /// Parts that the sum over the vocabulary is cut into at most: each costs `f32` for a chunk of rows.
 const PARTS: usize = 8;
 
+/// Which tiles the two large products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tiles {
+    /// Large ones for the logits.
+    pub(crate) large_logits: bool,
+    /// Large ones for the gradient.
+    pub(crate) large_gradient: bool,
+}
+
 /// Sizes of a chunk, and what exists as long as one is worked on.
 pub(super) struct Chunk {
+    tiles: Tiles,
     /// Rows with room, and words with room.
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -65,18 +87,41 @@ pub(super) fn number(size: usize) -> Result<Argument> {
     Ok(whole(size)?.into())
 }
 
+// === impl Tiles ===
+
+impl Tiles {
+    /// For so many rows at a time.
+    ///
+    /// A large tile reads a quarter less from L2. The gradient's sums are long, and nothing but reading slows them down;
+    /// beside logits their exponentials count too, which only two blocks do at the same time as products. Cards from 9.0
+    /// on have tensor cores so fast that L2 counts more.
+    pub(crate) fn of(gpu: &Gpu, rows: usize) -> Self {
+        let filled = rows.next_multiple_of(LARGE.m) * 7 <= rows.next_multiple_of(SMALL.m) * 8;
+        Self { large_logits: filled && gpu.facts().capability >= (9, 0), large_gradient: filled }
+    }
+
+    fn logits(self) -> (Kernel, Tile) {
+        if self.large_logits { (logits!("large"), LARGE) } else { (logits!("small"), SMALL) }
+    }
+
+    fn gradient(self) -> (Kernel, Tile) {
+        if self.large_gradient { (gradient!("large"), LARGE) } else { (gradient!("small"), SMALL) }
+    }
+}
+
 // === impl Chunk ===
 
 impl Chunk {
     /// For so many rows at a time.
-    pub(super) fn new(gpu: &Gpu, head: &GpuHead<'_>, count: usize, with_gradient: bool) -> Result<Self> {
-        let rows = count.next_multiple_of(TILE);
+    pub(super) fn new(gpu: &Gpu, head: &GpuHead<'_>, tiles: Tiles, count: usize, with_gradient: bool) -> Result<Self> {
+        let rows = count.next_multiple_of(tiles.logits().1.m).next_multiple_of(tiles.gradient().1.m);
         let columns = head.vocabulary.next_multiple_of(TILE);
         let groups = columns / GROUP;
-        let share = groups.div_ceil(parts(gpu, rows / TILE * tiles(head)));
+        let share = groups.div_ceil(parts(gpu, tiles.gradient().1, rows, columns_of_tiles(head)));
         let parts = groups.div_ceil(share);
         let values = |count: usize| with_gradient.then(|| gpu.empty::<bf16>(count)).transpose();
         Ok(Self {
+            tiles,
             rows,
             columns,
             parts,
@@ -111,8 +156,8 @@ impl Chunk {
             number(self.rows)?,
             number(self.columns)?,
         ];
-        let tiles = (self.rows / TILE) * (self.columns / TILE);
-        part.hidden.gpu().launch(&LOGITS, Shape::of(tiles as u32, THREADS).with_shared(SHARED), arguments)
+        let (kernel, tile) = self.tiles.logits();
+        part.hidden.gpu().launch(&kernel, tile.shape(self.rows, self.columns)?, arguments)
     }
 
     pub(super) fn rows(&mut self, part: &mut Part<'_>) -> Result<()> {
@@ -136,8 +181,9 @@ impl Chunk {
         lora: Option<&mut LoraChunk<'_>>,
         part: &Part<'_>,
     ) -> Result<()> {
-        let tiles = (self.rows / TILE) * tiles(head);
-        let shape = Shape::grid([tiles as u32, self.parts as u32, 1], THREADS).with_shared(SHARED);
+        let (kernel, tile) = self.tiles.gradient();
+        let blocks = whole(self.rows / tile.m * columns_of_tiles(head))?.cast_unsigned();
+        let shape = Shape::grid([blocks, self.parts as u32, 1], tile.threads).with_shared(tile.shared());
         let (b, stride_b, rank) = lora.as_ref().map_or((None, 0, 0), |lora| (Some(lora.b), lora.stride_b, lora.rank));
         let arguments = [
             self.terms.as_ref().into(),
@@ -155,7 +201,7 @@ impl Chunk {
             number(rank)?,
             lora.map(|lora| &mut lora.sums).into(),
         ];
-        part.hidden.gpu().launch(&GRADIENT, shape, arguments)
+        part.hidden.gpu().launch(&kernel, shape, arguments)
     }
 
     pub(super) fn combine(
@@ -198,16 +244,17 @@ impl Chunk {
 }
 
 /// Tiles of the gradient beside each other: those of the rows, and those of the pair's inner values.
-fn tiles(head: &GpuHead<'_>) -> usize {
+fn columns_of_tiles(head: &GpuHead<'_>) -> usize {
     head.width.div_ceil(TILE) + head.lora.map_or(0, |lora| lora.rank.div_ceil(TILE))
 }
 
-/// Into how many parts a sum is cut so that so many tiles fill all multiprocessors, and most of them in the last round too.
-fn parts(gpu: &Gpu, tiles: usize) -> usize {
+/// Into how many parts a sum is cut so that tiles fill all multiprocessors, and most of them in the last round too.
+fn parts(gpu: &Gpu, tile: Tile, rows: usize, columns_of_tiles: usize) -> usize {
     let facts = gpu.facts();
     // A block's own share beside what it asks for is 1 KB.
-    let on_each = (facts.shared_per_multiprocessor / (SHARED + 1024)).clamp(1, BLOCKS);
-    let at_once = facts.multiprocessors as usize * on_each;
+    let fit = facts.shared_per_multiprocessor / (tile.shared() + 1024);
+    let on_each = if tile.m == SMALL.m { fit.clamp(1, BLOCKS) } else { 1 };
+    let (at_once, tiles) = (facts.multiprocessors as usize * on_each, rows / tile.m * columns_of_tiles);
     let busy = |parts: usize| (parts * tiles) as f64 / ((parts * tiles).next_multiple_of(at_once)) as f64;
     // One more part has to be worth what it writes and reads.
     (1..=PARTS).fold(1, |best, parts| if busy(parts) > busy(best) + 0.02 { parts } else { best })

@@ -10,6 +10,7 @@
 //! real layers.
 
 mod nf4;
+mod router;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
 
@@ -62,7 +63,8 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] = &[Family { name: "nf4", run: nf4::check }];
+pub const FAMILIES: &[Family] =
+    &[Family { name: "nf4", run: nf4::check }, Family { name: "router", run: router::check }];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

@@ -9,6 +9,7 @@
 //! [`Checks`]. It takes its sizes from [`Checks::sizes`]: odd ones that the emulator has done in a moment, or those of
 //! real layers.
 
+mod experts;
 mod nf4;
 mod router;
 #[cfg(all(test, feature = "emulation"))]
@@ -63,8 +64,11 @@ pub struct Family {
 }
 
 /// All families, in the order in which they build upon each other.
-pub const FAMILIES: &[Family] =
-    &[Family { name: "nf4", run: nf4::check }, Family { name: "router", run: router::check }];
+pub const FAMILIES: &[Family] = &[
+    Family { name: "nf4", run: nf4::check },
+    Family { name: "router", run: router::check },
+    Family { name: "experts", run: experts::check },
+];
 
 /// Where a check finds what it needs, and leaves what it found.
 pub(crate) struct Checks<'a> {

@@ -68,10 +68,11 @@ extern "C" __global__ void __launch_bounds__(256)
 KERNEL(moe_scan)
 
 // offsets[e] is the first row of expert e, offsets[experts] their number. tiles[2 i] and [2 i + 1] are the expert and the first
-// row of tile i, in the order of rows; tile_count[0] is their number. An expert without rows has no tile.
+// row of tile i, in the order of rows; tile_offsets[e] is the first tile of expert e, tile_offsets[experts] their number. An
+// expert without rows has no tile.
 extern "C" __global__ void __launch_bounds__(1024)
     moe_offsets(global<const uint32_t> totals, int experts, int tile_rows, global<uint32_t> offsets, global<uint32_t> tiles,
-                global<uint32_t> tile_count) {
+                global<uint32_t> tile_offsets) {
     SHARED(uint32_t, row_sums, 32);
     SHARED(uint32_t, tile_sums, 32);
     int expert = int(threadIdx.x);
@@ -79,10 +80,13 @@ extern "C" __global__ void __launch_bounds__(1024)
     uint32_t own_tiles = (rows + uint32_t(tile_rows) - 1) / uint32_t(tile_rows);
     uint32_t first = before(rows, row_sums);
     uint32_t first_tile = before(own_tiles, tile_sums);
-    if (expert < experts) offsets[expert] = first;
+    if (expert < experts) {
+        offsets[expert] = first;
+        tile_offsets[expert] = first_tile;
+    }
     if (expert == experts - 1) {
         offsets[experts] = first + rows;
-        tile_count[0] = first_tile + own_tiles;
+        tile_offsets[experts] = first_tile + own_tiles;
     }
     for (uint32_t tile = 0; tile < own_tiles; tile++) {
         store(tiles + 2 * (first_tile + tile), make_uint2(uint32_t(expert), first + tile * uint32_t(tile_rows)));

@@ -46,7 +46,7 @@ const WARPS: usize = 8;
 /// Tokens of a block of the sort.
 const CHUNK: usize = 64;
 /// Rows of a tile of the grouped products.
-pub(super) const TILE_ROWS: usize = 128;
+const TILE_ROWS: usize = 128;
 
 /// The routing of one batch, in a GPU's memory. A *slot* is one of a token's choices, `token * per_token + rank of the
 /// choice`; a *row* is a slot's place when all are sorted by expert.
@@ -62,7 +62,7 @@ pub struct GpuRouting {
     slots: Buffer<u32>,
     rows: Buffer<u32>,
     tiles: Buffer<u32>,
-    tile_count: Buffer<u32>,
+    tile_offsets: Buffer<u32>,
 }
 
 /// What the load-balancing loss asks of all layers of a micro-batch, summed up layer by layer.
@@ -113,7 +113,7 @@ impl GpuRouting {
             slots: gpu.empty(slots)?,
             rows: gpu.empty(slots)?,
             tiles: gpu.empty(2 * tile_bound(slots, experts))?,
-            tile_count: gpu.empty(1)?,
+            tile_offsets: gpu.empty(experts + 1)?,
         };
         let mut counts = gpu.empty::<u32>(chunks * experts)?;
         let shape = Shape::of(chunks as u32, THREADS);
@@ -137,7 +137,7 @@ impl GpuRouting {
         let (offsets, tiles) = (&mut self.offsets, &mut self.tiles);
         let rows = (TILE_ROWS as i32).into();
         let arguments =
-            [(&totals).into(), experts.into(), rows, offsets.into(), tiles.into(), (&mut self.tile_count).into()];
+            [(&totals).into(), experts.into(), rows, offsets.into(), tiles.into(), (&mut self.tile_offsets).into()];
         gpu.launch(&OFFSETS, Shape::of(1, EXPERTS as u32), arguments)?;
         let shape = Shape::of(chunks as u32, THREADS).with_shared(WARPS * self.experts * size_of::<u32>());
         let arguments = [
@@ -239,14 +239,19 @@ impl GpuRouting {
         &self.rows
     }
 
-    /// Expert and first row of every tile of the grouped products, as many as [`GpuRouting::tile_count`] says.
+    /// The most tiles that there can be.
+    pub(super) fn tile_bound(&self) -> usize {
+        tile_bound(self.slots.len(), self.experts)
+    }
+
+    /// Expert and first row of every tile of the grouped products.
     pub(super) fn tiles(&self) -> &Buffer<u32> {
         &self.tiles
     }
 
-    /// How many tiles there are.
-    pub(super) fn tile_count(&self) -> &Buffer<u32> {
-        &self.tile_count
+    /// The first tile of each expert, and the number of all at the end.
+    pub(super) fn tile_offsets(&self) -> &Buffer<u32> {
+        &self.tile_offsets
     }
 }
 
@@ -297,7 +302,7 @@ impl LoadSums {
 }
 
 /// The most tiles that so many rows of so many experts can have.
-pub(super) fn tile_bound(rows: usize, experts: usize) -> usize {
+fn tile_bound(rows: usize, experts: usize) -> usize {
     rows / TILE_ROWS + experts.min(rows)
 }
 

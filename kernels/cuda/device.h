@@ -14,6 +14,8 @@
 //   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
 //   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
+//   here(number)               the same number; what follows from it is computed where it stands, not kept from before a loop
+//   permute_bytes(x, y, places)      four of the eight bytes of x and y, each by three bits of its half byte in `places`
 //   KERNEL(name)               after a kernel: makes it known to the host
 #pragma once
 
@@ -74,6 +76,11 @@ DEVICE float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 DEVICE int count_leading_zeros(uint32_t bits) { return __clz(int(bits)); }
 DEVICE int count_ones(uint32_t bits) { return __popc(bits); }
+DEVICE uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) { return __byte_perm(x, y, places); }
+DEVICE int here(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
 DEVICE uint32_t to_tf32(float value) {
     uint32_t bits;
     asm("cvt.rna.tf32.f32 %0,%1;" : "=r"(bits) : "f"(value));

@@ -40,13 +40,15 @@ impl Dropout {
         values.par_chunks_mut(SHARE).enumerate().for_each(|(index, part)| self.apply(part, (index * SHARE) as u64));
     }
 
+    /// The factor of what is kept.
     #[inline]
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (1.0 - self.probability)
     }
 
+    /// What is drawn below it is dropped.
     #[inline]
-    fn threshold(&self) -> u32 {
+    pub(crate) fn threshold(&self) -> u32 {
         (f64::from(self.probability) * 4_294_967_296.0) as u32
     }
 

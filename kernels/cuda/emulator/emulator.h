@@ -90,6 +90,13 @@ inline float low(uint32_t pair) { return bits_float(pair << 16); }
 inline float high(uint32_t pair) { return bits_float(pair & 0xffff0000u); }
 inline int count_leading_zeros(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
 inline int count_ones(uint32_t bits) { return __builtin_popcount(bits); }
+inline uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) {
+    uint64_t both = uint64_t(y) << 32 | x;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) result |= uint32_t(both >> 8 * (places >> 4 * i & 7) & 0xff) << 8 * i;
+    return result;
+}
+inline int here(int value) { return value; }
 // To the nearest that has 10 bits behind the point, ties away from 0.
 inline uint32_t to_tf32(float value) {
     uint32_t bits = float_bits(value);

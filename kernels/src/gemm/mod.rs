@@ -2,6 +2,7 @@
 //! checked once per call; the result does not depend on the number of threads, since the threads share out rows and
 //! columns of `dst` and never the sum.
 
+pub mod gpu;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -10,6 +10,7 @@
 //! real layers.
 
 mod experts;
+mod gemm;
 mod nf4;
 mod router;
 #[cfg(all(test, feature = "emulation"))]
@@ -66,6 +67,7 @@ pub struct Family {
 /// All families, in the order in which they build upon each other.
 pub const FAMILIES: &[Family] = &[
     Family { name: "nf4", run: nf4::check },
+    Family { name: "gemm", run: gemm::check },
     Family { name: "router", run: router::check },
     Family { name: "experts", run: experts::check },
 ];

@@ -51,12 +51,12 @@ pub(super) struct Low {
 
 /// Threshold, key and scale as kernels take them.
 pub(super) fn dropped(dropout: Option<&Dropout>) -> [Argument; 3] {
-    let threshold = dropout.map_or(0, |dropout| (f64::from(dropout.probability) * 4_294_967_296.0) as u32);
+    let threshold = dropout.map_or(0, Dropout::threshold);
     [threshold.into(), dropout.map_or(0, |dropout| dropout.key).into(), scale(dropout).into()]
 }
 
 fn scale(dropout: Option<&Dropout>) -> f32 {
-    dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.probability))
+    dropout.map_or(1.0, Dropout::scale)
 }
 
 impl Rows<'_> {

@@ -10,7 +10,7 @@
 //   mma_bf16(d, a, b)          mma.sync m16n8k16, row x column, bf16 in, f32 out
 //   mma_tf32(d, a, b)          mma.sync m16n8k8 of to_tf32(f), f32 out
 //   load_matrix, load_matrix_transposed      ldmatrix x4: 8x8 pieces of bf16
-//   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes
+//   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes;  copy_async_if(to, from, there)  of zeros where `there` is 0
 //   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
 //   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
@@ -130,6 +130,13 @@ DEVICE void load_matrix_transposed(uint32_t (&d)[4], const bf16* row) {
 // 16 bytes, of which the first `bytes` come from `from`; the others are 0.
 template <class T> DEVICE void copy_async(T* to, const T* from, int bytes = 16) {
     asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;\n" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+}
+// 16 bytes, or 16 zeros; `from` may be anything then.
+template <class T> DEVICE void copy_async_if(T* to, const T* from, uint32_t there) {
+    asm volatile(
+        "{\n.reg .pred zeros;\nsetp.eq.u32 zeros,%2,0;\n"
+        "cp.async.cg.shared.global.L2::128B [%0],[%1],16,zeros;\n}\n" ::"r"(shared_address(to)),
+        "l"(from), "r"(there));
 }
 DEVICE void commit_async() { asm volatile("cp.async.commit_group;\n"); }
 template <int N> DEVICE void wait_async() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N)); }

@@ -78,76 +78,78 @@ struct ListedRows {
 
 // === operands ===
 
-// Bytes of a chunk that begins `left` values before the end.
-DEVICE int bytes_of(int left) { return left >= CHUNK ? 16 : left > 0 ? 2 * left : 0; }
+// How the threads of a block share out a piece of ROWS x COLUMNS values: each has one column of chunks, in every so many rows.
+template <class T, int ROWS, int COLUMNS> struct Shares {
+    static constexpr int CHUNKS = COLUMNS / CHUNK, BETWEEN = T::THREADS / CHUNKS;
+    static constexpr int EACH = (ROWS + BETWEEN - 1) / BETWEEN;
+    static constexpr bool ALL = ROWS % BETWEEN == 0;
+    static_assert(T::THREADS % CHUNKS == 0 && BETWEEN % 8 == 0, "rows of a thread are swizzled alike");
 
-// A row that is not there.
-constexpr uint32_t NOWHERE = 0xffffffffu;
+    DEVICE static int chunk() { return int(threadIdx.x) % CHUNKS; }
+    DEVICE static int row(int i) { return int(threadIdx.x) / CHUNKS + i * BETWEEN; }
+    DEVICE static bool has(int i) { return ALL || row(i) < ROWS; }
+    DEVICE static shared<bf16> place(shared<bf16> to) { return to + swizzled<COLUMNS>(row(0), chunk()); }
+    // From one row of a thread to its next.
+    static constexpr int STEP = BETWEEN * COLUMNS;
+};
+
+// The chunk that begins so many chunks behind an address.
+DEVICE global<const bf16> behind(global<const bf16> at, uint32_t chunks) { return as<const bf16>(as<const uint4>(at) + int64_t(chunks)); }
 
 // [outer, k], k next to each other: `x` of x Wᵀ, and `W` of it. `values` and `stride` (values from row to row) are multiples
-// of 16 bytes, the matrix has less than 64 GiB; `k` is any, what is beyond counts as 0.
+// of 16 bytes, the matrix has less than 64 GiB. Rows are read in whole chunks: where k is no multiple of 8, what follows up
+// to the next one is 0.
 template <class T, int OUTER, class Source = EveryRow> struct AlongK {
     static constexpr bool ALONG_K = true, CHANGES = false;
-    static constexpr int CHUNKS = T::K / CHUNK, ALL = OUTER * CHUNKS, EACH = (ALL + T::THREADS - 1) / T::THREADS;
-    static_assert(T::THREADS % CHUNKS == 0, "a thread keeps its column");
+    using Own = Shares<T, OUTER, T::K>;
     global<const bf16> values;
     int left;
-    // Chunks before those of the thread.
-    uint32_t chunks[EACH];
+    // One bit for each row that is there, and the chunks before the thread's.
+    uint32_t there;
+    uint32_t chunks[Own::EACH];
 
     // `first`: row of the source that the block begins with.
     DEVICE AlongK(global<const bf16> values, int stride, int k, const Source& source, int first)
-        : values(values), left(k - int(threadIdx.x) % CHUNKS * CHUNK) {
+        : values(values), left(k - Own::chunk() * CHUNK), there(0) {
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int from = ALL % T::THREADS == 0 || row(i) < OUTER ? source(first + row(i)) : -1;
-            chunks[i] = from < 0 ? NOWHERE : uint32_t(from) * (uint32_t(stride) / CHUNK) + threadIdx.x % CHUNKS;
+        for (int i = 0; i < Own::EACH; i++) {
+            int from = Own::has(i) ? source(first + Own::row(i)) : -1;
+            there |= uint32_t(from >= 0) << i;
+            chunks[i] = uint32_t(from) * (uint32_t(stride) / CHUNK) + uint32_t(Own::chunk());
         }
     }
 
-    DEVICE static int row(int i) { return (int(threadIdx.x) + i * T::THREADS) / CHUNKS; }
-
     DEVICE void load(shared<bf16> to, int tile) const {
-        int bytes = bytes_of(left - tile * T::K);
-        global<const bf16> from = values + tile * T::K;
+        shared<bf16> place = Own::place(to);
+        global<const bf16> from = values + int64_t(tile) * T::K;
+        uint32_t now = left > tile * T::K ? there : 0;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (ALL % T::THREADS != 0 && row(i) >= OUTER) break;
-            bool there = chunks[i] != NOWHERE && bytes > 0;
-            copy_async(to + swizzled<T::K>(row(i), int(threadIdx.x) % CHUNKS), there ? from + int64_t(chunks[i]) * CHUNK : values,
-                       there ? bytes : 0);
+        for (int i = 0; i < Own::EACH; i++) {
+            if (Own::has(i)) copy_async_if(place + i * Own::STEP, behind(from, chunks[i]), now & 1u << i);
         }
     }
 };
 
-// [k, outer]: `W` of dy W, both of dyᵀ x. `values` and `stride` as above; the number of columns is any.
+// [k, outer]: `W` of dy W, both of dyᵀ x. `values` and `stride` as above. Of a row's last chunk all is read.
 template <class T, int OUTER, class Source = EveryRow> struct AcrossK {
     static constexpr bool ALONG_K = false, CHANGES = false;
-    static constexpr int CHUNKS = OUTER / CHUNK, ALL = T::K * CHUNKS, EACH = (ALL + T::THREADS - 1) / T::THREADS;
-    static_assert(T::THREADS % CHUNKS == 0, "a thread keeps its column");
+    using Own = Shares<T, T::K, OUTER>;
     global<const bf16> values;
     uint32_t stride;
-    int bytes;
+    bool there;
     Source source;
 
     // `columns` of the matrix, of which the block begins with `first`; `source` has the rows, which are k.
     DEVICE AcrossK(global<const bf16> values, int stride, int columns, const Source& source, int first)
-        : values(values + first),
-          stride(uint32_t(stride) / CHUNK),
-          bytes(bytes_of(columns - first - int(threadIdx.x) % CHUNKS * CHUNK)),
-          source(source) {}
-
-    DEVICE static int row(int i) { return (int(threadIdx.x) + i * T::THREADS) / CHUNKS; }
+        : values(values + first), stride(uint32_t(stride) / CHUNK), there(first + Own::chunk() * CHUNK < columns), source(source) {}
 
     DEVICE void load(shared<bf16> to, int tile) const {
-        int chunk = int(threadIdx.x) % CHUNKS;
+        shared<bf16> place = Own::place(to);
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (ALL % T::THREADS != 0 && row(i) >= T::K) break;
-            int from = source(tile * T::K + row(i));
-            bool there = from >= 0 && bytes > 0;
-            uint32_t chunks = uint32_t(from) * stride + uint32_t(chunk);
-            copy_async(to + swizzled<OUTER>(row(i), chunk), there ? values + int64_t(chunks) * CHUNK : values, there ? bytes : 0);
+        for (int i = 0; i < Own::EACH; i++) {
+            if (!Own::has(i)) continue;
+            int from = source(tile * T::K + Own::row(i));
+            copy_async_if(place + i * Own::STEP, behind(values, uint32_t(from) * stride + uint32_t(Own::chunk())), uint32_t(there && from >= 0));
         }
     }
 };

@@ -415,5 +415,8 @@ template <class T, class U> void copy_async(emulator::checked<T> to, emulator::c
     }
     emulator::copy_later(to.at, to.region, copied);
 }
+template <class T, class U> void copy_async_if(emulator::checked<T> to, emulator::checked<U> from, uint32_t there) {
+    copy_async(to, from, there ? 16 : 0);
+}
 inline void commit_async() { emulator::commit_copies(); }
 template <int N> void wait_async() { emulator::wait_for_copies(N); }

@@ -137,7 +137,7 @@ impl<'a> Matrix<'a> {
 
     /// Whether it can be read in whole chunks.
     fn is_aligned(&self) -> bool {
-        self.values.address() % 16 == 0 && self.stride % CHUNK == 0
+        self.values.address() % 16 == 0 && self.stride % CHUNK == 0 && self.columns % CHUNK == 0
     }
 
     /// The same with rows that begin where chunks do: a copy if they do not yet.

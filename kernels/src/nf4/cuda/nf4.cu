@@ -3,30 +3,11 @@
 // A thread decodes 8 values at a time: it reads 4 bytes and writes 16, so a warp reads 128 bytes in a row and writes 512. The
 // 16 values of the code lie in 16 banks of shared memory, so that any 32 indices are looked up without waiting. 8 values that
 // begin at a multiple of 8 have one absmax.
-#include "device.h"
+#include "nf4.h"
 
 namespace {
 
 constexpr int VALUES = 8;
-constexpr int BLOCK = 64;
-constexpr int NESTED_BLOCK = 256;
-
-CONSTANT float CODE[16] = {-1.0f,
-                           -0.6961928009986877f,
-                           -0.5250730514526367f,
-                           -0.39491748809814453f,
-                           -0.28444138169288635f,
-                           -0.18477343022823334f,
-                           -0.09105003625154495f,
-                           0.0f,
-                           0.07958029955625534f,
-                           0.16093020141124725f,
-                           0.24611230194568634f,
-                           0.33791524171829224f,
-                           0.44070982933044434f,
-                           0.5626170039176941f,
-                           0.7229568362236023f,
-                           1.0f};
 
 struct Plain {
     global<const float> absmax;
@@ -42,7 +23,7 @@ struct Double {
     float offset;
 
     DEVICE float of(uint64_t block) const {
-        return add(multiply(map[codes[block]], nested[block / NESTED_BLOCK]), offset);
+        return add(multiply(map[codes[block]], nested[block / nf4::NESTED_BLOCK]), offset);
     }
 };
 
@@ -65,7 +46,7 @@ DEVICE void decode(global<const uint8_t> packed, const Scales& scales, shared<fl
     uint64_t step = uint64_t(gridDim.x) * blockDim.x;
     for (uint64_t at = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; at < whole; at += step) {
         uint32_t eight = load<uint32_t>(packed + at * 4);
-        float absmax = scales.of(at * VALUES / BLOCK);
+        float absmax = scales.of(at * VALUES / nf4::BLOCK);
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -76,12 +57,12 @@ DEVICE void decode(global<const uint8_t> packed, const Scales& scales, shared<fl
     // Fewer than 8 values at the end, one for each of the first threads.
     uint64_t last = whole * VALUES + threadIdx.x;
     if (blockIdx.x == 0 && last < count) {
-        out[last] = to_bf16(decoded(code, packed[last / 2], last % 2, scales.of(last / BLOCK)));
+        out[last] = to_bf16(decoded(code, packed[last / 2], last % 2, scales.of(last / nf4::BLOCK)));
     }
 }
 
 DEVICE void load_code(shared<float> code) {
-    if (threadIdx.x < 16) code[threadIdx.x] = CODE[threadIdx.x];
+    if (threadIdx.x < 16) code[threadIdx.x] = nf4::CODE[threadIdx.x];
 }
 
 }  // namespace

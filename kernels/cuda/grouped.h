@@ -1,7 +1,7 @@
 // Products of many experts in one launch: which tile of rows a block computes, and where its operands are.
 //
 // The rows of all tokens' choices are sorted by expert; a list on the device names expert and first row of every tile of up to
-// 128 rows (an expert without rows has none), so that a launch needs no number from it. A persistent block goes through
+// 128 rows, or 64 (an expert without rows has none), so that a launch needs no number from it. A persistent block goes through
 // (tile, columns) pairs, columns innermost: blocks that run at the same time share rows out of L2, and the tiles of an expert
 // follow each other and share its weights. Tiles of experts with few rows are as many as those with many: no block waits long.
 #pragma once
@@ -11,7 +11,6 @@
 
 namespace grouped {
 
-constexpr int TILE_ROWS = 128;
 using gemm::CHUNK;
 
 // The tiles of some experts.
@@ -25,15 +24,15 @@ struct Work {
     int expert, first, rows, column;
 };
 
-// Calls `body` for each piece of work of this block. `widest` columns at a time.
-template <class Body> DEVICE void each_tile(const Schedule& schedule, int columns, int widest, const Body& body) {
+// Calls `body` for each piece of work of this block. `widest` columns and ROWS rows at a time.
+template <int ROWS, class Body> DEVICE void each_tile(const Schedule& schedule, int columns, int widest, const Body& body) {
     int first = int(schedule.tile_offsets[schedule.first_expert]);
     int count = int(schedule.tile_offsets[schedule.last_expert]) - first;
     int pieces = (columns + widest - 1) / widest;
     for (int item = int(blockIdx.x); item < count * pieces; item += int(gridDim.x)) {
         uint2 tile = load<uint2>(schedule.tiles + 2 * (first + item / pieces));
         int end = int(schedule.offsets[tile.x + 1]);
-        body(Work{int(tile.x), int(tile.y), min(TILE_ROWS, end - int(tile.y)), item % pieces * widest});
+        body(Work{int(tile.x), int(tile.y), min(ROWS, end - int(tile.y)), item % pieces * widest});
         sync_block();
     }
 }

@@ -59,7 +59,7 @@ const PLAIN: Case = Case {
     uneven: false,
     dropout: 0.0,
 };
-const SMALL: [Case; 6] = [
+const SMALL: [Case; 9] = [
     PLAIN,
     Case { storage: Storage::Nf4Double, ranks: [3, 2, 4], uneven: true, ..PLAIN },
     // More experts than are decoded at once; idle ones, and many with one row.
@@ -76,6 +76,10 @@ const SMALL: [Case; 6] = [
         ..PLAIN
     },
     Case { hidden: 24, width: 16, storage: Storage::Nf4Double, ranks: [20, 17, 70], dropout: 0.1, ..PLAIN },
+    // Decoded inside of the products: small and large tiles.
+    Case { hidden: 128, width: 128, storage: Storage::Nf4Double, ranks: [3, 2, 4], uneven: true, ..PLAIN },
+    Case { hidden: 192, width: 256, experts: 2, tokens: 130, storage: Storage::Nf4Double, ranks: [8; 3], ..PLAIN },
+    Case { hidden: 128, width: 128, storage: Storage::Nf4, tokens: 7, ranks: [4; 3], dropout: 0.2, ..PLAIN },
     Case { hidden: 64, width: 64, ranks: [0, 5, 0], dropout: 0.5, per_token: 5, tokens: 1, ..PLAIN },
 ];
 const NEXT: Case = Case {

@@ -9,7 +9,7 @@ using namespace grouped;
 
 namespace {
 
-template <int N> using Skinny = gemm::Tile<128, N, 64, 4, 1, 3>;
+template <int M, int N> using Skinny = gemm::Tile<M, N, 64, 4, 1, 3>;
 
 // What comes in as rows: [rows or tokens, stride], k columns of it from `first` on.
 struct Wide {
@@ -26,12 +26,12 @@ struct Into {
 
 // out[row] = scale * sum_k drop(wide[row, k]) matrix[k, j], and the same times the row's weight. ALONG: the matrix of an expert
 // is [rank, k], one of `expert_width` ranks that begins at `first`; else [k, rank].
-template <int N, bool DROPPED, bool ALONG>
+template <int M, int N, bool DROPPED, bool ALONG>
 DEVICE void to_low(const Wide& wide, global<const bf16> matrix, int expert_width, const Into& into, const Dropout& dropout,
                    const Schedule& schedule) {
-    using T = Skinny<N>;
+    using T = Skinny<M, N>;
     DYNAMIC_SHARED(bf16, stages);
-    each_tile(schedule, into.rank, N, [&](const Work& work) {
+    each_tile<T::M>(schedule, into.rank, N, [&](const Work& work) {
         Tokens source{schedule.slots, schedule.per_token, work.first, work.rows};
         if (!wide.gather) source.slots = global<const uint32_t>{};
         gemm::AlongK<T, T::M, Tokens> rows(wide.values + wide.first, wide.stride, wide.columns, source, 0);
@@ -81,7 +81,7 @@ template <int N, bool DROPPED, bool IS_A>
 DEVICE void to_gradient(const Wide& wide, global<const bf16> low, int low_width, int low_first, const Places& places, float scale,
                         const Dropout& dropout, global<const uint32_t> slots, global<const uint32_t> offsets, int per_token,
                         global<float> gradient) {
-    using T = Skinny<N>;
+    using T = Skinny<128, N>;
     DYNAMIC_SHARED(bf16, stages);
     int expert = int(blockIdx.z), first_column = int(blockIdx.x) * T::M, first_rank = int(blockIdx.y) * N;
     int first = int(offsets[expert]), count = int(offsets[expert + 1]) - first, rank = int(places.rank[expert]);
@@ -116,29 +116,41 @@ DEVICE void to_gradient(const Wide& wide, global<const bf16> low, int low_width,
 
 }  // namespace
 
-#define TO_LOW(name, n, dropped, along)                                                                                       \
+#define TO_LOW(name, m, n, dropped, along)                                                                                       \
     extern "C" __global__ void __launch_bounds__(128)                                                                         \
         name(global<const bf16> wide, int stride, int first, int columns, int gather, global<const bf16> matrix,              \
              int expert_width, global<bf16> out, global<bf16> weighted, global<const float> weights, int low_width,           \
              int low_first, int rank, float scale, uint32_t threshold, uint64_t key, global<const uint32_t> slots,            \
              global<const uint32_t> offsets, global<const uint32_t> tiles, global<const uint32_t> tile_offsets, int experts,  \
              int per_token) {                                                                                                 \
-        to_low<n, dropped, along>(Wide{wide, stride, first, columns, gather}, matrix, expert_width,                           \
+        to_low<m, n, dropped, along>(Wide{wide, stride, first, columns, gather}, matrix, expert_width,                           \
                                   Into{out, weighted, weights, low_width, low_first, rank, scale}, Dropout{threshold, key},   \
                                   Schedule{slots, offsets, tiles, tile_offsets, 0, experts, per_token});                      \
     }
-TO_LOW(moe_low_16, 16, false, true)
+TO_LOW(moe_low_16, 128, 16, false, true)
 KERNEL(moe_low_16)
-TO_LOW(moe_low_64, 64, false, true)
+TO_LOW(moe_low_64, 128, 64, false, true)
 KERNEL(moe_low_64)
-TO_LOW(moe_low_dropped_16, 16, true, true)
+TO_LOW(moe_low_small_16, 64, 16, false, true)
+KERNEL(moe_low_small_16)
+TO_LOW(moe_low_small_64, 64, 64, false, true)
+KERNEL(moe_low_small_64)
+TO_LOW(moe_low_dropped_16, 128, 16, true, true)
 KERNEL(moe_low_dropped_16)
-TO_LOW(moe_low_dropped_64, 64, true, true)
+TO_LOW(moe_low_dropped_64, 128, 64, true, true)
 KERNEL(moe_low_dropped_64)
-TO_LOW(moe_low_gradient_16, 16, false, false)
+TO_LOW(moe_low_dropped_small_16, 64, 16, true, true)
+KERNEL(moe_low_dropped_small_16)
+TO_LOW(moe_low_dropped_small_64, 64, 64, true, true)
+KERNEL(moe_low_dropped_small_64)
+TO_LOW(moe_low_gradient_16, 128, 16, false, false)
 KERNEL(moe_low_gradient_16)
-TO_LOW(moe_low_gradient_64, 64, false, false)
+TO_LOW(moe_low_gradient_64, 128, 64, false, false)
 KERNEL(moe_low_gradient_64)
+TO_LOW(moe_low_gradient_small_16, 64, 16, false, false)
+KERNEL(moe_low_gradient_small_16)
+TO_LOW(moe_low_gradient_small_64, 64, 64, false, false)
+KERNEL(moe_low_gradient_small_64)
 
 #define TO_GRADIENT(name, n, dropped, is_a)                                                                                   \
     extern "C" __global__ void __launch_bounds__(128)                                                                         \

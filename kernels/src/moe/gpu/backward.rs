@@ -2,24 +2,18 @@
 
 use half::bf16;
 
-use super::decode::{Matrices, each_group};
 use super::forward::{ExpertsCall, Kept, TILE_COLUMNS};
 use super::lora::GpuExpertLora;
 use super::update::{Low, Rows, dropped, to_gradient, to_low};
-use super::{OP, some};
+use super::weights::{Matrices, Weights, each_group};
+use super::{OP, kernels, some};
 use crate::Result;
 use crate::gpu::{Argument, Buffer, Kernel, Shape};
 
-const DOWN_BACKWARD: Kernel = Kernel::new(
-    "moe_down_backward",
-    "const bf16*, const bf16*, i32, const bf16*, const bf16*, i32, u32, u64, f32, const bf16*, const f32*, const u32*, \
-     const u32*, const u32*, const u32*, i32, i32, i32, i32, i32, bf16*, f32*",
-);
-const GATE_UP_BACKWARD: Kernel = Kernel::new(
-    "moe_gate_up_backward",
-    "const bf16*, const bf16*, i32, i32, const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, i32, const u32*, \
-     const u32*, const u32*, const u32*, i32, i32, i32, i32, i32, bf16*",
-);
+kernels! { DOWN_BACKWARD = "moe_down_backward", "moe_nf4_down_backward":
+"const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "const bf16*, const f32*, bf16*, f32*" }
+kernels! { GATE_UP_BACKWARD = "moe_gate_up_backward", "moe_nf4_gate_up_backward":
+"const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "i32, i32, bf16*" }
 const SUM_SHARES: Kernel = Kernel::new("moe_sum_shares", "const f32*, i32, const u32*, i32, f32*");
 
 /// Columns of a row that one share of a routing weight's gradient is summed over.
@@ -115,37 +109,50 @@ impl ExpertsCall<'_> {
         d_weights: &mut Buffer<f32>,
     ) -> Result<()> {
         let gpu = d_out.gpu();
-        let (hidden, width) = (self.experts.hidden(), self.experts.width());
+        let width = self.experts.width();
+        // A warp has 64 columns of a tile.
         let (slots_count, pieces) = (self.routing.slots().len(), width.div_ceil(SHARE));
         let mut shares = gpu.empty::<f32>(slots_count * pieces)?;
         let [threshold, key, scale] = dropped(self.dropout(2));
-        each_group(self.experts, Matrices::Down, |weights, first, range| {
-            let [slots, offsets, tiles, tile_offsets, from, to, per_token] = self.schedule(range);
+        each_group(self.experts, Matrices::Down, slots_count, |weights, range| {
+            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
+            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
+            let (low, a) = (some(Some(d_low)), some(self.lora.map(|lora| &lora.down_a)));
+            let (rank, routing_weights) = ((self.ranks()[2] as i32).into(), self.routing.weights().into());
+            let (to, shares) = ((&mut *d_gate_up).into(), (&mut shares).into());
             let arguments = [
                 d_out.into(),
-                weights.into(),
-                (first as i32).into(),
-                some(Some(d_low)),
-                some(self.lora.map(|lora| &lora.down_a)),
-                (self.ranks()[2] as i32).into(),
+                w0,
+                w1,
+                w2,
+                w3,
+                w4,
+                w5,
+                w6,
+                w7,
+                low,
+                a,
+                rank,
+                0i32.into(),
+                rank,
                 threshold,
                 key,
                 scale,
+                s0,
+                s1,
+                s2,
+                s3,
+                s4,
+                s5,
+                s6,
+                s7,
+                s8,
                 (&kept.gate_up).into(),
-                self.routing.weights().into(),
-                slots,
-                offsets,
-                tiles,
-                tile_offsets,
-                from,
+                routing_weights,
                 to,
-                per_token,
-                (hidden as i32).into(),
-                (width as i32).into(),
-                (&mut *d_gate_up).into(),
-                (&mut shares).into(),
+                shares,
             ];
-            gpu.launch(&DOWN_BACKWARD, self.shape(width.div_ceil(TILE_COLUMNS)), arguments)
+            gpu.launch(self.variant(&DOWN_BACKWARD, weights), self.shape(width.div_ceil(TILE_COLUMNS)), arguments)
         })?;
         let arguments = [
             (&shares).into(),
@@ -208,41 +215,51 @@ impl ExpertsCall<'_> {
         part: Part,
         d_rows: &mut Buffer<bf16>,
     ) -> Result<()> {
-        let (hidden, width) = (self.experts.hidden(), self.experts.width());
         let [gate, up, _] = self.ranks();
         let [threshold, key, scale] = dropped(self.dropout(part.which));
-        let mut launch = |weights: Argument, first: usize, range| {
-            let [slots, offsets, tiles, tile_offsets, from, to, per_token] = self.schedule(range);
+        let mut launch = |weights: Weights, range| {
+            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
+            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
+            let (low, a) = (some(Some(d_low)), some(self.lora.map(|lora| &lora.gate_up_a)));
+            let [width, first, rank] = [gate + up, part.first, part.rank].map(|number| (number as i32).into());
+            let [main, accumulate] = [part.main, !part.main].map(|flag| i32::from(flag).into());
             let arguments = [
                 d_gate_up.into(),
-                weights,
-                (first as i32).into(),
-                i32::from(part.main).into(),
-                some(Some(d_low)),
-                some(self.lora.map(|lora| &lora.gate_up_a)),
-                ((gate + up) as i32).into(),
-                (part.first as i32).into(),
-                (part.rank as i32).into(),
+                w0,
+                w1,
+                w2,
+                w3,
+                w4,
+                w5,
+                w6,
+                w7,
+                low,
+                a,
+                width,
+                first,
+                rank,
                 threshold,
                 key,
                 scale,
-                i32::from(!part.main).into(),
-                slots,
-                offsets,
-                tiles,
-                tile_offsets,
-                from,
-                to,
-                per_token,
-                (hidden as i32).into(),
-                (width as i32).into(),
+                s0,
+                s1,
+                s2,
+                s3,
+                s4,
+                s5,
+                s6,
+                s7,
+                s8,
+                main,
+                accumulate,
                 (&mut *d_rows).into(),
             ];
-            d_gate_up.gpu().launch(&GATE_UP_BACKWARD, self.shape(hidden.div_ceil(TILE_COLUMNS)), arguments)
+            let shape = self.shape(self.experts.hidden().div_ceil(TILE_COLUMNS));
+            d_gate_up.gpu().launch(self.variant(&GATE_UP_BACKWARD, weights), shape, arguments)
         };
         if !part.main {
-            return launch(some::<bf16>(None), 0, 0..self.experts.experts());
+            return launch(Weights::plain(None, 0), 0..self.experts.experts());
         }
-        each_group(self.experts, Matrices::GateUp, |weights, first, range| launch(weights.into(), first, range))
+        each_group(self.experts, Matrices::GateUp, self.routing.slots().len(), launch)
     }
 }

@@ -25,11 +25,11 @@ pub struct GpuExperts {
 pub(super) enum Stored {
     /// bf16: `[experts, 2 · width, hidden]` with gate's rows first, and `[experts, hidden, width]`.
     Plain { gate_up: Buffer<bf16>, down: Buffer<bf16> },
-    /// NF4: gate, up and down.
-    Nf4([Nf4Group; 3]),
+    /// NF4: each expert's gate and up, and its down.
+    Nf4 { gate_up: Nf4Group, down: Nf4Group },
 }
 
-/// One projection of all experts in NF4; every matrix was quantised by itself.
+/// Matrices of one size in NF4, one behind the other; each was quantised by itself.
 #[derive(Debug)]
 pub(super) struct Nf4Group {
     /// Values of one matrix.
@@ -38,7 +38,7 @@ pub(super) struct Nf4Group {
     pub(super) scales: GroupScales,
 }
 
-/// The absmax of every block of every expert.
+/// The absmax of every block of every matrix.
 #[derive(Debug)]
 pub(super) enum GroupScales {
     Plain(Buffer<f32>),
@@ -51,8 +51,9 @@ impl GpuExperts {
     /// Room for experts in NF4, with double quantisation or without, which [`GpuExperts::set`] fills.
     pub fn nf4(gpu: &Gpu, experts: usize, hidden: usize, width: usize, double: bool) -> Result<Self> {
         check(experts, hidden, width)?;
-        let group = || Nf4Group::new(gpu, experts, hidden * width, double);
-        Ok(Self { experts, hidden, width, stored: Stored::Nf4([group()?, group()?, group()?]) })
+        let group = |matrices| Nf4Group::new(gpu, matrices, hidden * width, double);
+        let stored = Stored::Nf4 { gate_up: group(2 * experts)?, down: group(experts)? };
+        Ok(Self { experts, hidden, width, stored })
     }
 
     /// Room for experts in bf16, which [`GpuExperts::set`] fills.
@@ -75,10 +76,11 @@ impl GpuExperts {
             }
         }
         match &mut self.stored {
-            Stored::Nf4(groups) => {
-                for (group, weight) in groups.iter_mut().zip(weights) {
+            Stored::Nf4 { gate_up, down } => {
+                let places = [(&*gate_up, 2 * expert), (&*gate_up, 2 * expert + 1), (&*down, expert)];
+                for ((group, index), weight) in places.into_iter().zip(weights) {
                     let FrozenWeight::Nf4(matrix) = weight else { return Err(mixed()) };
-                    group.set(expert, matrix)?;
+                    group.set(index, matrix)?;
                 }
             }
             Stored::Plain { gate_up, down } => {
@@ -139,7 +141,7 @@ impl GpuExperts {
     pub(super) fn gpu(&self) -> &Gpu {
         match &self.stored {
             Stored::Plain { down, .. } => down.gpu(),
-            Stored::Nf4([gate, ..]) => gate.packed.gpu(),
+            Stored::Nf4 { down, .. } => down.packed.gpu(),
         }
     }
 }
@@ -160,32 +162,32 @@ fn mixed() -> Error {
 // === impl Nf4Group ===
 
 impl Nf4Group {
-    fn new(gpu: &Gpu, experts: usize, count: usize, double: bool) -> Result<Self> {
+    fn new(gpu: &Gpu, matrices: usize, count: usize, double: bool) -> Result<Self> {
         let blocks = count.div_ceil(BLOCK);
         let scales = if double {
             GroupScales::Double {
-                codes: gpu.empty(experts * blocks)?,
-                nested: gpu.empty(experts * blocks.div_ceil(NESTED_BLOCK))?,
-                offsets: gpu.empty(experts)?,
+                codes: gpu.empty(matrices * blocks)?,
+                nested: gpu.empty(matrices * blocks.div_ceil(NESTED_BLOCK))?,
+                offsets: gpu.empty(matrices)?,
                 map: gpu.of(dynamic_map())?,
             }
         } else {
-            GroupScales::Plain(gpu.empty(experts * blocks)?)
+            GroupScales::Plain(gpu.empty(matrices * blocks)?)
         };
-        Ok(Self { count, packed: gpu.empty(experts * count / 2)?, scales })
+        Ok(Self { count, packed: gpu.empty(matrices * count / 2)?, scales })
     }
 
-    fn set(&mut self, expert: usize, matrix: &Nf4Matrix) -> Result<()> {
-        fn put<T: crate::gpu::Element>(all: &Buffer<T>, expert: usize, values: &[T]) -> Result<()> {
-            all.part(expert * values.len()..(expert + 1) * values.len())?.upload(values)
+    fn set(&self, index: usize, matrix: &Nf4Matrix) -> Result<()> {
+        fn put<T: crate::gpu::Element>(all: &Buffer<T>, index: usize, values: &[T]) -> Result<()> {
+            all.part(index * values.len()..(index + 1) * values.len())?.upload(values)
         }
-        put(&self.packed, expert, matrix.packed())?;
+        put(&self.packed, index, matrix.packed())?;
         match (&self.scales, matrix.scales()) {
-            (GroupScales::Plain(all), Scales::Plain(absmax)) => put(all, expert, absmax),
+            (GroupScales::Plain(all), Scales::Plain(absmax)) => put(all, index, absmax),
             (GroupScales::Double { codes, nested, offsets, .. }, Scales::Double { codes: c, nested: n, offset }) => {
-                put(codes, expert, c)?;
-                put(nested, expert, n)?;
-                put(offsets, expert, &[*offset])
+                put(codes, index, c)?;
+                put(nested, index, n)?;
+                put(offsets, index, &[*offset])
             }
             _ => Err(mixed()),
         }

@@ -2,26 +2,19 @@
 
 use half::bf16;
 
-use super::decode::{Matrices, each_group};
 use super::experts::GpuExperts;
 use super::lora::GpuExpertLora;
-use super::routing::GpuRouting;
+use super::routing::{GpuRouting, SMALL_TILE_ROWS};
 use super::update::{Low, Rows, to_low};
-use super::{OP, some};
+use super::weights::{Matrices, Weights, each_group};
+use super::{OP, kernels, some};
 use crate::dropout::Dropout;
 use crate::gpu::{Argument, Buffer, Kernel, Shape};
 use crate::{Error, Result};
 
-const GATE_UP: Kernel = Kernel::new(
-    "moe_gate_up",
-    "const bf16*, const bf16*, i32, const bf16*, const bf16*, const bf16*, i32, i32, const u32*, const u32*, const u32*, \
-     const u32*, i32, i32, i32, i32, i32, bf16*, bf16*",
-);
-const DOWN: Kernel = Kernel::new(
-    "moe_down",
-    "const bf16*, const bf16*, i32, const bf16*, const bf16*, i32, const u32*, const u32*, const u32*, const u32*, i32, \
-     i32, i32, i32, i32, bf16*",
-);
+kernels! { GATE_UP = "moe_gate_up", "moe_nf4_gate_up":
+"const bf16*, ", "const bf16*, const bf16*, const bf16*, i32, i32, ", "bf16*, bf16*" }
+kernels! { DOWN = "moe_down", "moe_nf4_down": "const bf16*, ", "const bf16*, const bf16*, i32, ", "bf16*" }
 const COMBINE: Kernel = Kernel::new("moe_combine", "const bf16*, const f32*, const u32*, i32, i32, i32, i32, bf16*");
 
 /// Columns of a tile.
@@ -97,58 +90,78 @@ impl ExpertsCall<'_> {
 
     fn gate_up(&self, x: &Buffer<bf16>, kept: &mut Kept) -> Result<()> {
         let [gate, up, _] = self.ranks();
-        let (hidden, width) = (self.experts.hidden(), self.experts.width());
         let b = |which: usize| some(self.lora.map(|lora| &lora.projections[which].b));
-        each_group(self.experts, Matrices::GateUp, |weights, first, range| {
-            let [slots, offsets, tiles, tile_offsets, from, to, per_token] = self.schedule(range.clone());
+        let rows = self.routing.slots().len();
+        each_group(self.experts, Matrices::GateUp, rows, |weights, range| {
+            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
+            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
+            let low = some(Some(&kept.low_gate_up));
+            let (ranks, out) = ([gate, up].map(|rank| (rank as i32).into()), &mut *kept);
             let arguments = [
                 x.into(),
-                weights.into(),
-                (first as i32).into(),
-                some(Some(&kept.low_gate_up)),
+                w0,
+                w1,
+                w2,
+                w3,
+                w4,
+                w5,
+                w6,
+                w7,
+                low,
                 b(0),
                 b(1),
-                (gate as i32).into(),
-                (up as i32).into(),
-                slots,
-                offsets,
-                tiles,
-                tile_offsets,
-                from,
-                to,
-                per_token,
-                (hidden as i32).into(),
-                (width as i32).into(),
-                (&mut kept.gate_up).into(),
-                (&mut kept.inner).into(),
+                ranks[0],
+                ranks[1],
+                s0,
+                s1,
+                s2,
+                s3,
+                s4,
+                s5,
+                s6,
+                s7,
+                s8,
+                (&mut out.gate_up).into(),
+                (&mut out.inner).into(),
             ];
-            x.gpu().launch(&GATE_UP, self.shape(width.div_ceil(TILE_COLUMNS / 2)), arguments)
+            let columns = self.experts.width().div_ceil(TILE_COLUMNS / 2);
+            x.gpu().launch(self.variant(&GATE_UP, weights), self.shape(columns), arguments)
         })
     }
 
     fn down(&self, inner: &Buffer<bf16>, low: &Buffer<bf16>, values: &mut Buffer<bf16>) -> Result<()> {
-        let (hidden, width) = (self.experts.hidden(), self.experts.width());
-        each_group(self.experts, Matrices::Down, |weights, first, range| {
-            let [slots, offsets, tiles, tile_offsets, from, to, per_token] = self.schedule(range);
+        let rows = self.routing.slots().len();
+        each_group(self.experts, Matrices::Down, rows, |weights, range| {
+            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
+            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
+            let b = some(self.lora.map(|lora| &lora.projections[2].b));
+            let rank = (self.ranks()[2] as i32).into();
             let arguments = [
                 inner.into(),
-                weights.into(),
-                (first as i32).into(),
+                w0,
+                w1,
+                w2,
+                w3,
+                w4,
+                w5,
+                w6,
+                w7,
                 some(Some(low)),
-                some(self.lora.map(|lora| &lora.projections[2].b)),
-                (self.ranks()[2] as i32).into(),
-                slots,
-                offsets,
-                tiles,
-                tile_offsets,
-                from,
-                to,
-                per_token,
-                (hidden as i32).into(),
-                (width as i32).into(),
+                b,
+                rank,
+                s0,
+                s1,
+                s2,
+                s3,
+                s4,
+                s5,
+                s6,
+                s7,
+                s8,
                 (&mut *values).into(),
             ];
-            inner.gpu().launch(&DOWN, self.shape(hidden.div_ceil(TILE_COLUMNS)), arguments)
+            let columns = self.experts.hidden().div_ceil(TILE_COLUMNS);
+            inner.gpu().launch(self.variant(&DOWN, weights), self.shape(columns), arguments)
         })
     }
 
@@ -177,26 +190,28 @@ impl ExpertsCall<'_> {
         gpu.launch(&COMBINE, Shape::of(gpu.blocks((tokens * width / 8).div_ceil(256), 8), 256), arguments)
     }
 
-    /// Where tiles are, for the grouped products of some experts.
-    pub(super) fn schedule(&self, experts: std::ops::Range<usize>) -> [Argument; 7] {
+    /// Where tiles are, for the grouped products of some experts, and the widths.
+    pub(super) fn schedule(&self, experts: std::ops::Range<usize>) -> [Argument; 9] {
         let routing = self.routing;
-        [
-            routing.slots().into(),
-            routing.offsets().into(),
-            routing.tiles().into(),
-            routing.tile_offsets().into(),
-            (experts.start as i32).into(),
-            (experts.end as i32).into(),
-            (routing.per_token() as i32).into(),
-        ]
+        let numbers = [experts.start, experts.end, routing.per_token(), self.experts.hidden(), self.experts.width()];
+        let [first, last, per_token, hidden, width] = numbers.map(|number| (number as i32).into());
+        let (tiles, tile_offsets) = (routing.tiles().into(), routing.tile_offsets().into());
+        let (slots, offsets) = (routing.slots().into(), routing.offsets().into());
+        [slots, offsets, tiles, tile_offsets, first, last, per_token, hidden, width]
+    }
+
+    /// Of a product's kernels, the one for these weights and the tiles of the routing.
+    pub(super) fn variant<'k>(&self, kernels: &'k [Kernel; 4], weights: Weights) -> &'k Kernel {
+        &kernels[2 * usize::from(weights.nf4) + usize::from(self.routing.tile_rows() == SMALL_TILE_ROWS)]
     }
 
     /// Two blocks a multiprocessor, for tiles of so many columns of tiles.
     pub(super) fn shape(&self, columns: usize) -> Shape {
-        /// Four stages of 128 rows and 128 columns, 32 of k at a time.
-        const SHARED: usize = 4 * (128 + 128) * 32 * 2;
+        /// Two stages with 64 of k at a time, or four with 32: so many of 128 columns and of the rows.
+        const STAGED: usize = 128;
         let gpu = self.experts.gpu();
-        Shape::of(gpu.blocks(self.routing.tile_bound() * columns, 2), 128).with_shared(SHARED)
+        let shared = (self.routing.tile_rows() + TILE_COLUMNS) * STAGED * size_of::<bf16>();
+        Shape::of(gpu.blocks(self.routing.tile_bound() * columns, 2), 128).with_shared(shared)
     }
 
     pub(super) fn dropout(&self, which: usize) -> Option<&Dropout> {

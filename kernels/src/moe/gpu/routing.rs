@@ -45,8 +45,12 @@ const THREADS: u32 = 256;
 const WARPS: usize = 8;
 /// Tokens of a block of the sort.
 const CHUNK: usize = 64;
-/// Rows of a tile of the grouped products.
+/// Rows of a tile of the grouped products: where experts have many, and where they have few.
 const TILE_ROWS: usize = 128;
+pub(super) const SMALL_TILE_ROWS: usize = 64;
+/// Mean rows of an expert up to which tiles are small. A guess until it is measured: with 96 rows an expert, tiles of 128 are
+/// half empty, while those of 64 decode each weight twice.
+const FEW_ROWS: usize = 96;
 
 /// The routing of one batch, in a GPU's memory. A *slot* is one of a token's choices, `token * per_token + rank of the
 /// choice`; a *row* is a slot's place when all are sorted by expert.
@@ -56,6 +60,7 @@ pub struct GpuRouting {
     experts: usize,
     per_token: usize,
     normalise: bool,
+    tile_rows: usize,
     chosen: Buffer<u32>,
     weights: Buffer<f32>,
     offsets: Buffer<u32>,
@@ -102,17 +107,19 @@ impl GpuRouting {
         }
         let gpu = logits.gpu();
         let chunks = tokens.div_ceil(CHUNK);
+        let tile_rows = if slots / experts <= FEW_ROWS { SMALL_TILE_ROWS } else { TILE_ROWS };
         let mut routing = Self {
             tokens,
             experts,
             per_token,
             normalise,
+            tile_rows,
             chosen: gpu.empty(slots)?,
             weights: gpu.empty(slots)?,
             offsets: gpu.empty(experts + 1)?,
             slots: gpu.empty(slots)?,
             rows: gpu.empty(slots)?,
-            tiles: gpu.empty(2 * tile_bound(slots, experts))?,
+            tiles: gpu.empty(2 * tile_bound(slots, experts, tile_rows))?,
             tile_offsets: gpu.empty(experts + 1)?,
         };
         let mut counts = gpu.empty::<u32>(chunks * experts)?;
@@ -135,7 +142,7 @@ impl GpuRouting {
         let arguments = [(&mut *counts).into(), (chunks as i32).into(), experts.into(), (&mut totals).into()];
         gpu.launch(&SCAN, scan, arguments)?;
         let (offsets, tiles) = (&mut self.offsets, &mut self.tiles);
-        let rows = (TILE_ROWS as i32).into();
+        let rows = (self.tile_rows as i32).into();
         let arguments =
             [(&totals).into(), experts.into(), rows, offsets.into(), tiles.into(), (&mut self.tile_offsets).into()];
         gpu.launch(&OFFSETS, Shape::of(1, EXPERTS as u32), arguments)?;
@@ -239,9 +246,14 @@ impl GpuRouting {
         &self.rows
     }
 
+    /// Rows of a tile.
+    pub(super) fn tile_rows(&self) -> usize {
+        self.tile_rows
+    }
+
     /// The most tiles that there can be.
     pub(super) fn tile_bound(&self) -> usize {
-        tile_bound(self.slots.len(), self.experts)
+        tile_bound(self.slots.len(), self.experts, self.tile_rows)
     }
 
     /// Expert and first row of every tile of the grouped products.
@@ -302,8 +314,8 @@ impl LoadSums {
 }
 
 /// The most tiles that so many rows of so many experts can have.
-fn tile_bound(rows: usize, experts: usize) -> usize {
-    rows / TILE_ROWS + experts.min(rows)
+fn tile_bound(rows: usize, experts: usize, tile_rows: usize) -> usize {
+    rows / tile_rows + experts.min(rows)
 }
 
 /// The kernel whose lanes hold so many logits.

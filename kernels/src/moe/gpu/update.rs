@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::lora::GpuProjection;
-use super::routing::GpuRouting;
+use super::routing::{GpuRouting, SMALL_TILE_ROWS};
 use crate::Result;
 use crate::dropout::Dropout;
 use crate::gpu::{Argument, Buffer, Kernel, Shape};
@@ -23,6 +23,9 @@ kernels! { "const bf16*, i32, i32, i32, i32, const bf16*, i32, bf16*, bf16*, con
     LOW = "moe_low_16", "moe_low_64";
     LOW_DROPPED = "moe_low_dropped_16", "moe_low_dropped_64";
     LOW_GRADIENT = "moe_low_gradient_16", "moe_low_gradient_64";
+    LOW_SMALL = "moe_low_small_16", "moe_low_small_64";
+    LOW_DROPPED_SMALL = "moe_low_dropped_small_16", "moe_low_dropped_small_64";
+    LOW_GRADIENT_SMALL = "moe_low_gradient_small_16", "moe_low_gradient_small_64";
 }
 
 kernels! { "const bf16*, i32, i32, i32, i32, const bf16*, i32, i32, const u32*, const u32*, const f32*, i32, i32, f32, u32, u64, const u32*, const u32*, i32, f32*":
@@ -81,11 +84,15 @@ pub(super) fn to_low(
         return Ok(());
     }
     let wide = usize::from(projection.rank > 16);
-    let kernel = match (a, dropout) {
-        (Some(_), None) => &LOW[wide],
-        (Some(_), Some(_)) => &LOW_DROPPED[wide],
-        (None, _) => &LOW_GRADIENT[wide],
-    };
+    let small = routing.tile_rows() == SMALL_TILE_ROWS;
+    let kernel = &match (a, dropout, small) {
+        (Some(_), None, false) => LOW,
+        (Some(_), None, true) => LOW_SMALL,
+        (Some(_), Some(_), false) => LOW_DROPPED,
+        (Some(_), Some(_), true) => LOW_DROPPED_SMALL,
+        (None, _, false) => LOW_GRADIENT,
+        (None, _, true) => LOW_GRADIENT_SMALL,
+    }[wide];
     let [values, stride, first, columns, of_tokens] = rows.arguments();
     let [threshold, key, scale] = dropped(dropout);
     let [width, low_first, rank, experts, per_token] =

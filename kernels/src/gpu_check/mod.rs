@@ -14,6 +14,7 @@ mod attention;
 mod conv;
 mod cross_entropy;
 mod elements;
+mod experts;
 mod gemm;
 mod grad_norm;
 mod linear;
@@ -22,6 +23,7 @@ mod noise;
 mod norm;
 mod quantize;
 mod rope;
+mod router;
 mod swiglu;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
@@ -86,6 +88,8 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "gemm", run: gemm::check },
     Family { name: "linear", run: linear::check },
     Family { name: "attention", run: attention::check },
+    Family { name: "router", run: router::check },
+    Family { name: "experts", run: experts::check },
     Family { name: "cross entropy", run: cross_entropy::check },
     Family { name: "adamw", run: adamw::check },
     Family { name: "grad norm", run: grad_norm::check },

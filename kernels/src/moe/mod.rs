@@ -11,6 +11,7 @@
 
 mod cpu;
 mod experts;
+mod gpu;
 pub mod reference;
 mod router;
 mod routing;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
 pub use experts::{Expert, ExpertLora, ExpertLoraLayout, ExpertProjection, ExpertRanks};
+pub use gpu::{Balance, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting, Gradients, Kept, LoadSums};
 pub use router::{aux_loss, routing_weights};
 pub use routing::Routing;
 

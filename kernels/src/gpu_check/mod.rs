@@ -10,6 +10,7 @@
 //! real layers.
 
 mod conv;
+mod delta_rule;
 mod elements;
 mod nf4;
 mod norm;
@@ -74,6 +75,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "rope", run: rope::check },
     Family { name: "swiglu", run: swiglu::check },
     Family { name: "conv", run: conv::check },
+    Family { name: "delta rule", run: delta_rule::check },
 ];
 
 /// Where a check finds what it needs, and leaves what it found.

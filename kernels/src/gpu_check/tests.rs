@@ -30,7 +30,7 @@ macro_rules! families {
     };
 }
 
-families! { nf4, elements, norm, rope, swiglu, conv }
+families! { nf4, elements, norm, rope, swiglu, conv, delta_rule }
 
 #[test]
 fn nothing_and_no_number_are_not_right() {

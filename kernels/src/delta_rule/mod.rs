@@ -13,6 +13,7 @@
 
 mod continued;
 mod cpu;
+mod gpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex};
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
 pub use continued::{State, delta_rule_continued};
+pub use gpu::{GpuChunks, GpuDeltaRule, GpuSaved};
 
 use crate::conv::HeadGroups;
 use crate::op::{expect_f32, slice, tensor, wants_gradient, with_slices};

@@ -13,6 +13,7 @@ mod adamw;
 mod attention;
 mod conv;
 mod cross_entropy;
+mod delta_rule;
 mod elements;
 mod experts;
 mod gemm;
@@ -88,6 +89,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "gemm", run: gemm::check },
     Family { name: "linear", run: linear::check },
     Family { name: "attention", run: attention::check },
+    Family { name: "delta rule", run: delta_rule::check },
     Family { name: "router", run: router::check },
     Family { name: "experts", run: experts::check },
     Family { name: "cross entropy", run: cross_entropy::check },

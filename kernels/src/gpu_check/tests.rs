@@ -30,7 +30,7 @@ macro_rules! families {
     };
 }
 
-families! { noise, nf4, elements, norm, rope, swiglu, conv, gemm, linear, attention, router, experts, cross_entropy, adamw, grad_norm, quantize }
+families! { noise, nf4, elements, norm, rope, swiglu, conv, gemm, linear, attention, delta_rule, router, experts, cross_entropy, adamw, grad_norm, quantize }
 
 #[test]
 fn nothing_and_no_number_are_not_right() {

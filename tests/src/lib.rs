@@ -6,6 +6,7 @@ pub mod checkpoints;
 pub mod child;
 pub mod faults;
 pub mod golden;
+pub mod gpu_step;
 pub mod platform;
 pub mod steps;
 pub mod toy;

@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod events;
 mod file_sum;
 pub mod generate;
+pub mod gpu;
 pub mod lora;
 pub mod merge;
 pub mod model;

@@ -8,7 +8,7 @@
 mod expert_use;
 mod gradients;
 mod load_balancing;
-mod noise;
+pub(crate) mod noise;
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl StepOptions {
     }
 
     /// Everything random of a micro-batch follows from this.
-    fn key(&self, position: Position) -> u64 {
+    pub(crate) fn key(&self, position: Position) -> u64 {
         splitmix(self.seed ^ splitmix(position.step ^ splitmix(position.micro_batch)))
     }
 }
@@ -82,7 +82,7 @@ fn scalar(tensor: &Tensor) -> Result<f64> {
     Ok(f64::from(tensor.to_scalar::<f32>()?))
 }
 
-fn check_lengths(batch: &MicroBatch) -> Result<()> {
+pub(crate) fn check_lengths(batch: &MicroBatch) -> Result<()> {
     let tokens = batch.documents.tokens();
     if batch.tokens.len() != tokens || batch.targets.len() != tokens {
         return Err(Error::Invalid(format!(

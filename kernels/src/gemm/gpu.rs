@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::Accumulate;
 use crate::dropout::Dropout;
-use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, Gpu, Kernel, LibraryProduct, Shape};
 use crate::{Error, Result};
 
 const OP: &str = "product";
@@ -217,6 +217,21 @@ impl Out<'_> {
         }
     }
 
+    fn address(&self) -> u64 {
+        match self {
+            Self::Bf16(out) => out.address(),
+            Self::F32(out) => out.address(),
+        }
+    }
+
+    /// The same, to be used before this one.
+    fn again(&mut self) -> Out<'_> {
+        match self {
+            Self::Bf16(out) => Out::Bf16(out),
+            Self::F32(out) => Out::F32(out),
+        }
+    }
+
     /// Whether two neighbours can be written at once, in rows of `stride` values.
     pub(crate) fn together(&self, stride: usize) -> bool {
         let (address, bytes) = match self {
@@ -243,13 +258,46 @@ impl<'a> Product<'a> {
         Self { form, a, b, before: None, dropout: None, bias: None, scale: 1.0, accumulate }
     }
 
-    /// Computes it.
-    pub fn run(&self, out: Out<'_>) -> Result<()> {
+    /// Computes it: by the vendor's library where there is one, else by a kernel of ours.
+    pub fn run(&self, mut out: Out<'_>) -> Result<()> {
         let [m, n, _] = self.form.sizes(&self.a, &self.b)?;
+        if self.by_library(&mut out)? {
+            return Ok(());
+        }
         let gpu = self.a.values.gpu();
         // Large tiles do more with what they read; too few of them leave multiprocessors without work.
         let large = LARGE.blocks(m, n) >= gpu.facts().multiprocessors as usize;
         self.run_with(if large { Choice::Large } else { Choice::Small }, out)
+    }
+
+    /// Whether the library computed it. It knows neither bias nor dropout; what stands before is added in a second product.
+    fn by_library(&self, out: &mut Out<'_>) -> Result<bool> {
+        let sizes = self.form.sizes(&self.a, &self.b)?;
+        let [m, n, k] = sizes;
+        let plain = self.bias.is_none() && self.dropout.is_none_or(|dropout| dropout.threshold() == 0);
+        if !plain || !self.a.is_aligned() || !self.b.is_aligned() || m * n * k == 0 {
+            return Ok(false);
+        }
+        out.expect(OP, m * n)?;
+        let product = LibraryProduct {
+            columns: [self.form == Form::ColumnsByColumns, self.form != Form::RowsByRows],
+            sizes,
+            a: self.a.values.address(),
+            b: self.b.values.address(),
+            out: out.address(),
+            strides: [self.a.stride, self.b.stride],
+            wide: matches!(out, Out::F32(_)),
+            scale: self.scale,
+            add: self.accumulate == Accumulate::Add,
+        };
+        if !self.a.values.gpu().library_product(&product)? {
+            return Ok(false);
+        }
+        if let Some((a, b)) = self.before {
+            let before = Product { a, b, before: None, dropout: None, accumulate: Accumulate::Add, ..*self };
+            before.run(out.again())?;
+        }
+        Ok(true)
     }
 
     /// Computes it with tiles of a chosen size.

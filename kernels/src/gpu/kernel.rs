@@ -73,6 +73,9 @@ impl Kernel {
                 let reason = format!("argument {index} is {declared}, given {found}{}", argument.kind);
                 return Err(Error::invalid(self.name, reason));
             }
+            if argument.reach.is_some_and(|bytes| bytes > 0) && argument.bits == 0 {
+                return Err(Error::invalid(self.name, format!("argument {index} is memory without an address")));
+            }
             if memory && constant == argument.writes {
                 let reason = format!("argument {index} is {declared}, given memory to {}", argument.purpose());
                 return Err(Error::invalid(self.name, reason));

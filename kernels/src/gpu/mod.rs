@@ -64,22 +64,25 @@ pub struct Usage {
 /// `out [m, n] = [out +] scale · A B` of matrices of bf16 that begin at multiples of 16 bytes, as the vendor's library may
 /// compute it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct LibraryProduct {
+pub struct LibraryProduct {
     /// Whether `A` is `[k, m]` and not `[m, k]`; whether `B` is `[k, n]` and not `[n, k]`.
-    pub(crate) columns: [bool; 2],
+    pub columns: [bool; 2],
     /// m, n and k.
-    pub(crate) sizes: [usize; 3],
-    /// Where `A`, `B` and the result begin.
-    pub(crate) a: u64,
-    pub(crate) b: u64,
-    pub(crate) out: u64,
+    pub sizes: [usize; 3],
+    /// Where `A` begins.
+    pub a: u64,
+    /// Where `B` begins.
+    pub b: u64,
+    /// Where the result begins.
+    pub out: u64,
     /// Values from one row of `A` and `B` to the next.
-    pub(crate) strides: [usize; 2],
+    pub strides: [usize; 2],
     /// Whether the result is `f32` and not bf16.
-    pub(crate) wide: bool,
-    pub(crate) scale: f32,
+    pub wide: bool,
+    /// A factor of the product.
+    pub scale: f32,
     /// Whether what is there stays in the sum.
-    pub(crate) add: bool,
+    pub add: bool,
 }
 
 /// What is behind a [`Gpu`]. Addresses are numbers; nobody reads through them on the host.
@@ -184,7 +187,7 @@ impl Gpu {
     }
 
     /// Whether the vendor's library computed the product: not where there is none, or where it has no way for these sizes.
-    pub(crate) fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
+    pub fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
         self.0.library_product(product)
     }
 

@@ -2,9 +2,11 @@
 
 use half::bf16;
 
-use super::{NESTED_BLOCK, Nf4Matrix, OP, Scales, dynamic_map};
+use super::{BLOCK, NESTED_BLOCK, Nf4Matrix, OP, Scales, count, dynamic_map};
 use crate::Result;
+use crate::dropout::splitmix;
 use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
+use crate::noise::random_bytes;
 
 const DECODE: Kernel = Kernel::new("nf4_decode", "const u8*, const f32*, bf16*, u64");
 const DECODE_DOUBLE: Kernel =
@@ -43,6 +45,21 @@ pub enum GpuScales {
     },
 }
 
+/// Doubly quantised scales of many matrices, as numbers for measuring are given them.
+pub(crate) struct RandomScales {
+    pub(crate) codes: Buffer<u8>,
+    pub(crate) nested: Buffer<f32>,
+    pub(crate) offset: f32,
+}
+
+/// Scales between a half and all of `limit`, of so many matrices of so many blocks.
+pub(crate) fn random_scales(gpu: &Gpu, blocks: usize, matrices: usize, limit: f32, key: u64) -> Result<RandomScales> {
+    // The map goes from -1 to 1, so that the codes of all bytes are a quarter of the limit around the offset.
+    let nested = vec![0.25 * limit; matrices * blocks.div_ceil(NESTED_BLOCK)];
+    let codes = random_bytes(gpu, matrices * blocks, 0..=u8::MAX, splitmix(key))?;
+    Ok(RandomScales { codes, nested: gpu.of(&nested)?, offset: 0.75 * limit })
+}
+
 // === impl GpuNf4 ===
 
 impl GpuNf4 {
@@ -58,6 +75,24 @@ impl GpuNf4 {
             },
         };
         Ok(Self { rows: matrix.rows(), columns: matrix.columns(), packed: gpu.of(matrix.packed())?, scales })
+    }
+
+    /// Numbers of both signs, `limit` or less, made on the GPU: for measuring, where values do not matter.
+    pub fn random(gpu: &Gpu, rows: usize, columns: usize, double: bool, limit: f32, key: u64) -> Result<Self> {
+        let blocks = count(rows, columns)?.div_ceil(BLOCK);
+        let packed = random_bytes(gpu, (rows * columns).div_ceil(2), 0..=u8::MAX, key)?;
+        let scales = if double {
+            let scales = random_scales(gpu, blocks, 1, limit, key)?;
+            GpuScales::Double {
+                codes: scales.codes,
+                nested: scales.nested,
+                map: gpu.of(dynamic_map())?,
+                offset: scales.offset,
+            }
+        } else {
+            GpuScales::Plain(gpu.of(&vec![limit; blocks])?)
+        };
+        Ok(Self { rows, columns, packed, scales })
     }
 
     pub(super) fn from_parts(rows: usize, columns: usize, packed: Buffer<u8>, scales: GpuScales) -> Self {

@@ -34,6 +34,7 @@ use std::ops::Range;
 
 pub(crate) use dynamic_map::DynamicMap;
 pub use gpu::{GpuNf4, GpuScales};
+pub(crate) use gpu::{RandomScales, random_scales};
 pub use gpu_quantize::GpuValues;
 pub(crate) use gpu_quantize::mean_of;
 pub(crate) use mean::mean;

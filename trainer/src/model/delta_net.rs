@@ -28,7 +28,7 @@ pub(super) struct DeltaNet {
 }
 
 /// The heads of a layer, as the kernels know them.
-pub(super) fn groups(config: &DeltaNetConfig) -> HeadGroups {
+pub(crate) fn groups(config: &DeltaNetConfig) -> HeadGroups {
     HeadGroups {
         key_heads: config.key_heads,
         value_heads: config.value_heads,

@@ -68,14 +68,19 @@ impl Loader<'_> {
     }
 
     pub(super) fn norm_kind(&self) -> Kind {
-        match self.config.family {
-            Family::Qwen3Next => Kind::ZeroCentred,
-            Family::Qwen3Moe | Family::Qwen2Moe => Kind::Plain,
-        }
+        norm_kind(self.config.family)
     }
 
     pub(super) fn epsilon(&self) -> f32 {
         self.config.rms_norm_eps as f32
+    }
+}
+
+/// What the norms of a family multiply with.
+pub(crate) fn norm_kind(family: Family) -> Kind {
+    match family {
+        Family::Qwen3Next => Kind::ZeroCentred,
+        Family::Qwen3Moe | Family::Qwen2Moe => Kind::Plain,
     }
 }
 

@@ -15,15 +15,25 @@ use crate::Result;
 /// Keeps the noise apart from the dropout masks of the same micro-batch.
 const DOMAIN: u64 = 0x6e65_6674_756e_6500;
 
-/// Adds the noise to embeddings `[N, width]`.
-pub(super) fn add(embeddings: &Tensor, documents: &Documents, alpha: f32, key: u64) -> Result<Tensor> {
-    let (tokens, width) = embeddings.dims2()?;
-    let key = splitmix(key ^ DOMAIN);
-    let mut magnitudes = vec![0.0; tokens];
+/// The key of the noise of a micro-batch with this key.
+pub(crate) fn own_key(key: u64) -> u64 {
+    splitmix(key ^ DOMAIN)
+}
+
+/// What a number in `(-1, 1)` is multiplied with, for every token.
+pub(crate) fn magnitudes(documents: &Documents, width: usize, alpha: f32) -> Vec<f32> {
+    let mut magnitudes = vec![0.0; documents.tokens()];
     for document in documents.iter() {
         let real = document.start..document.valid_end;
         magnitudes[real.clone()].fill(alpha / (real.len() as f32 * width as f32).sqrt());
     }
+    magnitudes
+}
+
+/// Adds the noise to embeddings `[N, width]`.
+pub(super) fn add(embeddings: &Tensor, documents: &Documents, alpha: f32, key: u64) -> Result<Tensor> {
+    let (tokens, width) = embeddings.dims2()?;
+    let (key, magnitudes) = (own_key(key), magnitudes(documents, width, alpha));
     let mut noise = vec![0.0f32; tokens * width];
     noise.par_chunks_mut(width).zip(&magnitudes).enumerate().for_each(|(row, (values, magnitude))| {
         for (column, value) in values.iter_mut().enumerate() {

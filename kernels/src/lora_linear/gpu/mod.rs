@@ -15,12 +15,12 @@ use half::bf16;
 
 pub use lora::{GpuLora, GpuLoraGradients};
 
-use crate::Result;
 use crate::dropout::Dropout;
 use crate::gemm::Accumulate;
 use crate::gemm::gpu::{Form, Matrix, Out, Product, Tile, pair, whole};
-use crate::gpu::{Argument, Buffer, Kernel};
+use crate::gpu::{Argument, Buffer, Gpu, Kernel};
 use crate::nf4::{BLOCK, GpuNf4};
+use crate::{FrozenWeight, Result};
 
 const OP: &str = "linear";
 
@@ -91,6 +91,17 @@ struct Update<'a> {
 // === impl GpuWeight ===
 
 impl GpuWeight {
+    /// The weight, copied to a GPU: plain values rounded to bf16.
+    pub fn of(gpu: &Gpu, weight: &FrozenWeight) -> Result<Self> {
+        match weight {
+            FrozenWeight::Plain { rows, columns, values } => {
+                let values: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+                Self::bf16(gpu.of(&values)?, *rows, *columns)
+            }
+            FrozenWeight::Nf4(matrix) => Ok(Self::Nf4(GpuNf4::of(gpu, matrix)?)),
+        }
+    }
+
     /// A weight in bf16.
     pub fn bf16(values: Buffer<bf16>, rows: usize, columns: usize) -> Result<Self> {
         values.expect(OP, "weight", rows * columns)?;

@@ -94,6 +94,13 @@ extern "C" __global__ void __launch_bounds__(1024)
 }
 KERNEL(moe_offsets)
 
+// counts[expert] += its rows.
+extern "C" __global__ void __launch_bounds__(256) moe_add_counts(global<const uint32_t> offsets, int experts, global<int> counts) {
+    int expert = int(blockIdx.x * blockDim.x + threadIdx.x);
+    if (expert < experts) counts[expert] += int(offsets[expert + 1] - offsets[expert]);
+}
+KERNEL(moe_add_counts)
+
 // slots[row] is the slot of a row, rows[slot] the row of a slot. A block has a chunk, a warp 8 tokens of it.
 extern "C" __global__ void __launch_bounds__(256)
     moe_place(global<const uint32_t> chosen, global<const uint32_t> counts, global<const uint32_t> offsets, int tokens,

@@ -3,9 +3,11 @@
 use half::bf16;
 
 use super::OP;
+use crate::dropout::splitmix;
 use crate::gpu::{Buffer, Gpu};
 use crate::moe::Expert;
-use crate::nf4::{BLOCK, NESTED_BLOCK, Nf4Matrix, Scales, dynamic_map};
+use crate::nf4::{BLOCK, NESTED_BLOCK, Nf4Matrix, RandomScales, Scales, dynamic_map, random_scales};
+use crate::noise::{random_bytes, uniform_bf16};
 use crate::{Error, FrozenWeight, Result};
 
 /// Values that products move at once: widths are multiples of it.
@@ -61,6 +63,27 @@ impl GpuExperts {
         check(experts, hidden, width)?;
         let gate_up = gpu.empty(experts * 2 * width * hidden)?;
         let stored = Stored::Plain { gate_up, down: gpu.empty(experts * hidden * width)? };
+        Ok(Self { experts, hidden, width, stored })
+    }
+
+    /// Numbers of both signs, `limit` or less, made on the GPU: for measuring, where values do not matter. In NF4, with double
+    /// quantisation or without, or in bf16.
+    pub fn random(
+        gpu: &Gpu,
+        [experts, hidden, width]: [usize; 3],
+        double: Option<bool>,
+        limit: f32,
+        key: u64,
+    ) -> Result<Self> {
+        check(experts, hidden, width)?;
+        let count = hidden * width;
+        let Some(double) = double else {
+            let gate_up = uniform_bf16(gpu, experts * 2 * count, limit, key)?;
+            let stored = Stored::Plain { gate_up, down: uniform_bf16(gpu, experts * count, limit, splitmix(key))? };
+            return Ok(Self { experts, hidden, width, stored });
+        };
+        let group = |matrices, key| Nf4Group::random(gpu, matrices, count, double, limit, key);
+        let stored = Stored::Nf4 { gate_up: group(2 * experts, key)?, down: group(experts, splitmix(key))? };
         Ok(Self { experts, hidden, width, stored })
     }
 
@@ -162,6 +185,18 @@ fn mixed() -> Error {
 // === impl Nf4Group ===
 
 impl Nf4Group {
+    fn random(gpu: &Gpu, matrices: usize, count: usize, double: bool, limit: f32, key: u64) -> Result<Self> {
+        let blocks = count.div_ceil(BLOCK);
+        let scales = if double {
+            let RandomScales { codes, nested, offset } = random_scales(gpu, blocks, matrices, limit, key)?;
+            let (offsets, map) = (gpu.of(&vec![offset; matrices])?, gpu.of(dynamic_map())?);
+            GroupScales::Double { codes, nested, offsets, map }
+        } else {
+            GroupScales::Plain(gpu.of(&vec![limit; matrices * blocks])?)
+        };
+        Ok(Self { count, packed: random_bytes(gpu, matrices * count / 2, 0..=u8::MAX, key)?, scales })
+    }
+
     fn new(gpu: &Gpu, matrices: usize, count: usize, double: bool) -> Result<Self> {
         let blocks = count.div_ceil(BLOCK);
         let scales = if double {

@@ -2,7 +2,7 @@
 //
 //   backward   n = w ⊙ o ρ;  dz = dy ⊙ n ⊙ silu'(z);  g = dy ⊙ silu(z) ⊙ w;  do = ρ g - o ρ³ mean(g ⊙ o)
 //
-// Bound by memory, 3 and 5 passes over [tokens, value heads]: a piece of 16 bytes of each takes some 130 and 200
+// Bound by memory, 3 and 5 passes over [tokens, value heads]: a piece of 16 bytes of each takes some 180 and 270
 // instructions, where the bandwidth of an H200 leaves time for 300 and 500.
 #include "heads.h"
 

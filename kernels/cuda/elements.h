@@ -23,20 +23,30 @@ template <int V> DEVICE void store_floats(global<float> at, const float (&values
     }
 }
 
-template <class Op> DEVICE void for_elements(const Op& op, uint64_t count) {
-    uint64_t whole = count / 8;
-    uint64_t first = uint64_t(blockIdx.x) * (ELEMENT_PIECES * ELEMENT_THREADS) + threadIdx.x;
+// The pieces of a thread, the last of them left out where there are no more, unless all are there.
+template <bool ALL, class Op> DEVICE void for_pieces(const Op& op, uint64_t first, uint64_t whole) {
     typename Op::template Taken<8> taken[ELEMENT_PIECES] = {};
 #pragma unroll
     for (int i = 0; i < ELEMENT_PIECES; i++) {
         uint64_t piece = first + i * ELEMENT_THREADS;
-        if (piece < whole) taken[i] = op.template take<8>(piece * 8);
+        if (ALL || piece < whole) taken[i] = op.template take<8>(piece * 8);
     }
 #pragma unroll
     for (int i = 0; i < ELEMENT_PIECES; i++) {
         uint64_t piece = first + i * ELEMENT_THREADS;
-        if (piece < whole) op.template give<8>(piece * 8, taken[i]);
+        if (ALL || piece < whole) op.template give<8>(piece * 8, taken[i]);
     }
+}
+
+template <class Op> DEVICE void for_elements(const Op& op, uint64_t count) {
+    constexpr uint64_t OF_BLOCK = ELEMENT_PIECES * ELEMENT_THREADS;
+    uint64_t whole = count / 8, begin = blockIdx.x * OF_BLOCK;
+    if (begin + OF_BLOCK <= whole) {
+        for_pieces<true>(op, begin + threadIdx.x, whole);
+        return;
+    }
+    for_pieces<false>(op, begin + threadIdx.x, whole);
+    // The last block has the end.
     uint64_t last = whole * 8 + threadIdx.x;
-    if (blockIdx.x == 0 && last < count) op.template give<1>(last, op.template take<1>(last));
+    if (blockIdx.x == gridDim.x - 1 && last < count) op.template give<1>(last, op.template take<1>(last));
 }

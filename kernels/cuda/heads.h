@@ -1,6 +1,6 @@
 // Heads of bf16 in the registers of the lanes that share them: 16 lanes for a head of 128 values, 8 values each. A group of
-// lanes has 4 heads at once, so that each lane asks for that many pieces of 16 bytes before it uses the first; their sums
-// go through the same shuffles, which hide each other's latency. Neighbouring groups have neighbouring heads.
+// lanes has 2 heads at once, so that each lane asks for 4 to 6 pieces of 16 bytes before it uses the first; their sums go
+// through the shuffles together, which hide each other's latency. Neighbouring groups have neighbouring heads.
 //
 // Heads that do not begin at multiples of 16 bytes: a whole warp for one, up to 4 single values a lane.
 #pragma once
@@ -8,7 +8,7 @@
 #include "values.h"
 
 template <int V> struct Heads {
-    static constexpr int COUNT = V == 8 ? 4 : 1;
+    static constexpr int COUNT = V == 8 ? 2 : 1;
     static constexpr int PIECES = V == 8 ? 1 : 4;
 
     int head_dim, lanes, lane;
@@ -27,4 +27,4 @@ template <int V> struct Heads {
     DEVICE bool has(int h, int piece) const { return head(h) < end && place(piece) < head_dim; }
 };
 
-#define OF_HEADS __launch_bounds__(128)
+#define OF_HEADS __launch_bounds__(128, 6)

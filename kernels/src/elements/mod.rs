@@ -67,3 +67,19 @@ pub fn to_floats(x: &Buffer<bf16>, y: &mut Buffer<f32>) -> Result<()> {
     let shape = shape(OP, x.len(), &[x.address(), y.address()])?;
     x.gpu().launch(&TO_FLOATS, shape, [x.into(), y.into(), (x.len() as u64).into()])
 }
+
+#[cfg(all(test, feature = "emulation"))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+
+    #[test]
+    fn a_part_that_begins_between_is_refused() {
+        let gpu = Gpu::emulated(0);
+        let (x, y) = (gpu.zeros::<bf16>(64).unwrap(), gpu.zeros::<bf16>(64).unwrap());
+        assert!(add(&x.part(8..24).unwrap(), &mut y.part(16..32).unwrap()).is_ok());
+        let error = add(&x.part(4..20).unwrap(), &mut y.part(16..32).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("no multiple of 16 bytes"), "{error}");
+        assert!(add(&x.part(0..16).unwrap(), &mut y.part(0..15).unwrap()).is_err());
+    }
+}

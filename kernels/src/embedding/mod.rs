@@ -74,3 +74,18 @@ impl GpuEmbedding {
         self.table.gpu().launch(rows.kernel(&GATHER), rows.shape(), arguments)
     }
 }
+
+#[cfg(all(test, feature = "emulation"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_beyond_the_table_is_refused() {
+        let gpu = Gpu::emulated(0);
+        let error = TokenIds::of(&gpu, &[1, 0, 7], 7).unwrap_err().to_string();
+        assert!(error.contains("token 2 has the number 7, and the table 7 rows"), "{error}");
+        let tokens = TokenIds::of(&gpu, &[1, 0, 6], 7).unwrap();
+        let small = GpuEmbedding::new(gpu.zeros(6 * 8).unwrap(), 6).unwrap();
+        assert!(small.forward(&tokens, &mut gpu.empty(3 * 8).unwrap()).is_err());
+    }
+}

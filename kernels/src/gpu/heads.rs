@@ -10,7 +10,7 @@ pub(crate) type HeadKernels = [Kernel; 2];
 /// Threads of a block.
 const THREADS: u32 = 128;
 /// Heads that a group of lanes has at once.
-const HEADS: [u32; 2] = [4, 1];
+const HEADS: [u32; 2] = [2, 1];
 /// Values of the longest heads.
 const LONGEST: [usize; 2] = [256, 128];
 

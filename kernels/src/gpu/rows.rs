@@ -34,9 +34,13 @@ pub(crate) fn wide(sizes: &[usize], addresses: &[u64]) -> bool {
     sizes.iter().all(|size| size.is_multiple_of(WIDE)) && addresses.iter().all(|address| address.is_multiple_of(16))
 }
 
+/// Largest size: a last block that is not full counts on behind it without an overflow.
+const LARGEST: usize = 1 << 30;
+
 /// A size as kernels take it.
 pub(crate) fn count(op: &'static str, what: &'static str, count: usize) -> Result<i32> {
-    i32::try_from(count).map_err(|_| Error::shape(op, what, format!("at most {}", i32::MAX), count))
+    let fits = i32::try_from(count).ok().filter(|_| count <= LARGEST);
+    fits.ok_or_else(|| Error::shape(op, what, format!("at most {LARGEST}"), count))
 }
 
 // === impl Rows ===

@@ -184,3 +184,6 @@ fn gates(attention: &Buffer<bf16>, raw: &Buffer<bf16>, head_dim: usize) -> Resul
     let layout = Layout { rows: attention.len() / head_dim, width: head_dim, a: head_dim, b: 2 * head_dim };
     Ok((layout, raw.part(head_dim..raw.len())?))
 }
+
+#[cfg(all(test, feature = "emulation"))]
+mod tests;

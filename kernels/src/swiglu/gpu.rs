@@ -34,9 +34,6 @@ const SCALE_BACKWARD: RowKernels = [
 
 /// `y = silu(gate) ⊙ up`
 pub fn forward(gate: &Buffer<bf16>, up: &Buffer<bf16>, y: &mut Buffer<bf16>) -> Result<()> {
-    if gate.is_empty() && up.is_empty() && y.is_empty() {
-        return Ok(());
-    }
     PAIRS.forward(Layout::dense(gate.len()), gate, up, y)
 }
 
@@ -48,15 +45,12 @@ pub fn backward(
     d_gate: &mut Buffer<bf16>,
     d_up: &mut Buffer<bf16>,
 ) -> Result<()> {
-    if [gate, up, dy, &*d_gate, &*d_up].iter().all(|buffer| buffer.is_empty()) {
-        return Ok(());
-    }
     PAIRS.backward(Layout::dense(gate.len()), gate, up, dy, d_gate, d_up)
 }
 
 /// [`forward`] of rows `gate (width) | up (width)`; `y` has `width` values a row.
 pub fn forward_joined(gate_up: &Buffer<bf16>, width: usize, y: &mut Buffer<bf16>) -> Result<()> {
-    let Some((layout, gate, up)) = halves(gate_up, width)? else { return y.expect(SWIGLU, "result", 0) };
+    let (layout, gate, up) = halves(gate_up, width)?;
     PAIRS.forward(layout, &gate, &up, y)
 }
 
@@ -68,23 +62,18 @@ pub fn backward_joined(
     d_gate_up: &mut Buffer<bf16>,
 ) -> Result<()> {
     d_gate_up.expect(SWIGLU, "gradient of gate and up", gate_up.len())?;
-    let halves = halves(gate_up, width)?.zip(halves(d_gate_up, width)?);
-    let Some(((layout, gate, up), (_, mut d_gate, mut d_up))) = halves else {
-        return dy.expect(SWIGLU, "gradient of the result", 0);
-    };
+    let (layout, gate, up) = halves(gate_up, width)?;
+    let (_, mut d_gate, mut d_up) = halves(d_gate_up, width)?;
     PAIRS.backward(layout, &gate, &up, dy, &mut d_gate, &mut d_up)
 }
 
-/// Where gate and up lie in their rows; none if there are no rows.
-fn halves(both: &Buffer<bf16>, width: usize) -> Result<Option<(Layout, Buffer<bf16>, Buffer<bf16>)>> {
-    if width == 0 || !both.len().is_multiple_of(2 * width) {
+/// Where gate and up lie in their rows.
+fn halves(both: &Buffer<bf16>, width: usize) -> Result<(Layout, Buffer<bf16>, Buffer<bf16>)> {
+    if width == 0 || both.is_empty() || !both.len().is_multiple_of(2 * width) {
         return Err(Error::shape(SWIGLU, "gate and up", format!("rows of two times {width}"), both.len()));
     }
-    if both.is_empty() {
-        return Ok(None);
-    }
     let layout = Layout { rows: both.len() / (2 * width), width, a: 2 * width, b: 2 * width };
-    Ok(Some((layout, both.part(0..both.len() - width)?, both.part(width..both.len())?)))
+    Ok((layout, both.part(0..both.len() - width)?, both.part(width..both.len())?))
 }
 
 /// `out = σ(g)·y` row by row, with a gate for every row.

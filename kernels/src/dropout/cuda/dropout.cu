@@ -1,5 +1,6 @@
 // Dropout: y = x or 0, kept values scaled; or y += that. Whether an element is kept is a hash of the key and its index, so
-// nothing is stored. The hash takes some 15 instructions a value, a third of what the bandwidth of an H200 leaves time for.
+// nothing is stored. A value takes some 25 instructions, most of them the hash: for an H200 nearly as long as its bytes are
+// under way, for cards with less bandwidth half of it.
 #include "elements.h"
 
 namespace {

@@ -2,7 +2,7 @@
 //
 //   backward   n = w ⊙ o ρ;  dz = dy ⊙ n ⊙ silu'(z);  g = dy ⊙ silu(z) ⊙ w;  do = ρ g - o ρ³ mean(g ⊙ o)
 //
-// Bound by memory, 3 and 5 passes over [tokens, value heads]: a piece of 16 bytes of each takes some 130 and 200
+// Bound by memory, 3 and 5 passes over [tokens, value heads]: a piece of 16 bytes of each takes some 180 and 270
 // instructions, where the bandwidth of an H200 leaves time for 300 and 500.
 #include "heads.h"
 
@@ -76,8 +76,8 @@ DEVICE void backward(global<const bf16> o, global<const bf16> qkvz, global<const
             upstream[h][i] = stream<V>(dy + at);
         }
     }
-    // Σ o² of each head, then Σ g o of each.
-    float sums[2 * N] = {};
+    // g = dy ⊙ w ⊙ silu(z), and dy ⊙ w ⊙ o ⊙ silu'(z); Σ o² of each head, then Σ g o of each.
+    float g[N][PIECES][V], dz[N][PIECES][V], sums[2 * N] = {};
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         float w[V] = {};
@@ -90,34 +90,33 @@ DEVICE void backward(global<const bf16> o, global<const bf16> qkvz, global<const
             widen(upstream[h][i], d);
 #pragma unroll
             for (int k = 0; k < V; k++) {
+                float s = sigmoid(z[k]), through = d[k] * w[k];
+                g[h][i][k] = through * (z[k] * s);
+                dz[h][i][k] = through * v[k] * silu_slope(z[k], s);
                 sums[h] = fused(v[k], v[k], sums[h]);
-                sums[N + h] = fused(d[k] * w[k] * (z[k] * sigmoid(z[k])), v[k], sums[N + h]);
+                sums[N + h] = fused(g[h][i][k], v[k], sums[N + h]);
             }
         }
     }
     sum_over_lanes(sums, part.lanes);
+    float mean = quotient(1.0f, float(part.head_dim));
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-        float w[V] = {};
-        if (part.place(i) < part.head_dim) load_floats<V>(weight + part.place(i), w);
+    for (int h = 0; h < N; h++) {
+        float inverse = reciprocal_root(sums[h] * mean + epsilon);
+        float shared_part = sums[N + h] * mean * inverse * inverse * inverse;
+        uint64_t gate = gate_place(part.head(h), r, group_width, gate_start, part.head_dim);
 #pragma unroll
-        for (int h = 0; h < N; h++) {
+        for (int i = 0; i < PIECES; i++) {
             if (!part.has(h, i)) continue;
-            float mean = quotient(1.0f, float(part.head_dim));
-            float inverse = reciprocal_root(sums[h] * mean + epsilon);
-            float shared_part = sums[N + h] * mean * inverse * inverse * inverse;
-            float v[V], z[V], d[V];
+            float v[V];
             widen(values[h][i], v);
-            widen(gates[h][i], z);
-            widen(upstream[h][i], d);
 #pragma unroll
             for (int k = 0; k < V; k++) {
-                float s = sigmoid(z[k]), through = d[k] * w[k] * inverse;
-                d[k] = through * v[k] * silu_slope(z[k], s);
-                v[k] = through * (z[k] * s) - v[k] * shared_part;
+                v[k] = g[h][i][k] * inverse - v[k] * shared_part;
+                dz[h][i][k] *= inverse;
             }
             store(d_o + uint64_t(part.head(h)) * part.head_dim + part.place(i), narrow(v));
-            store(d_qkvz + gate_place(part.head(h), r, group_width, gate_start, part.head_dim) + part.place(i), narrow(d));
+            store(d_qkvz + gate + part.place(i), narrow(dz[h][i]));
         }
     }
 }

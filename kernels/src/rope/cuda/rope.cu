@@ -9,20 +9,15 @@
 
 namespace {
 
-// Cosines and sines for V values of a head from `place` on, and where the values are that they are turned with. Behind the
-// rotation an angle of 0.
+// Cosines and sines for V values of a head from `place` on. Behind the rotation an angle of 0.
 template <int V> struct Turn {
     float cosines[V], sines[V];
 
-    // `direction` 1 forward, -1 back.
-    DEVICE Turn(global<const float> table, uint32_t position, int place, int half, float direction) {
+    DEVICE Turn(global<const float> table, uint32_t position, int place, int half) {
         if (place < 2 * half) {
             global<const float> at = table + uint64_t(position) * (2 * half) + (place < half ? place : place - half);
             load_floats<V>(at, cosines);
             load_floats<V>(at + half, sines);
-            float sign = place < half ? -direction : direction;
-#pragma unroll
-            for (int k = 0; k < V; k++) sines[k] *= sign;
         } else {
 #pragma unroll
             for (int k = 0; k < V; k++) cosines[k] = 1, sines[k] = 0;
@@ -30,7 +25,11 @@ template <int V> struct Turn {
     }
 };
 
-DEVICE int partner(int place, int half) { return place < half ? place + half : place < 2 * half ? place - half : place; }
+// Of the value that one is turned with.
+DEVICE int partner(int place, int half) {
+    return place < half ? place + half : place < 2 * half ? place - half : place;
+}
+DEVICE float sign(int place, int half) { return place < half ? -1.0f : 1.0f; }
 
 struct Places {
     int heads_of_row, source_stride, half;
@@ -82,13 +81,15 @@ DEVICE void forward(global<const bf16> x, global<const float> scale, float epsil
         scales(scale, part.place(i), inside, s);
         scales(scale, partner(part.place(i), places.half), inside, s_other);
 #pragma unroll
+        for (int k = 0; k < V; k++) s_other[k] *= sign(part.place(i), places.half);
+#pragma unroll
         for (int h = 0; h < N; h++) {
             if (!part.has(h, i)) continue;
             float inverse = scale ? reciprocal_root(quotient(squares[h], float(part.head_dim)) + epsilon) : 1.0f;
             float v[V], other[V];
             widen(values[h][i], v);
             widen(others[h][i], other);
-            Turn<V> turn(table, position[h], part.place(i), places.half, 1.0f);
+            Turn<V> turn(table, position[h], part.place(i), places.half);
 #pragma unroll
             for (int k = 0; k < V; k++) {
                 v[k] = inverse * (v[k] * s[k] * turn.cosines[k] + other[k] * s_other[k] * turn.sines[k]);
@@ -122,7 +123,7 @@ DEVICE void backward(global<const bf16> x, global<const float> scale, float epsi
     float turned[N][PIECES][V] = {}, sums[2 * N] = {};
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-        float s[V];
+        float s[V], back = -sign(part.place(i), places.half);
         scales(scale, part.place(i), part.place(i) < part.head_dim, s);
 #pragma unroll
         for (int h = 0; h < N; h++) {
@@ -131,10 +132,10 @@ DEVICE void backward(global<const bf16> x, global<const float> scale, float epsi
             widen(values[h][i], v);
             widen(upstream[h][i], d);
             widen(others[h][i], other);
-            Turn<V> turn(table, position[h], part.place(i), places.half, -1.0f);
+            Turn<V> turn(table, position[h], part.place(i), places.half);
 #pragma unroll
             for (int k = 0; k < V; k++) {
-                turned[h][i][k] = s[k] * (d[k] * turn.cosines[k] + other[k] * turn.sines[k]);
+                turned[h][i][k] = s[k] * (d[k] * turn.cosines[k] + back * other[k] * turn.sines[k]);
                 sums[h] = fused(v[k], v[k], sums[h]);
                 sums[N + h] = fused(turned[h][i][k], v[k], sums[N + h]);
             }

@@ -151,8 +151,8 @@ impl<'a> Matrix<'a> {
 
     /// Whether it can be read in whole chunks.
     fn is_aligned(&self) -> bool {
-        let rows = self.stride % CHUNK == 0 && (self.padded || self.columns % CHUNK == 0);
-        rows && self.values.address() % 16 == 0
+        let rows = self.stride.is_multiple_of(CHUNK) && (self.padded || self.columns.is_multiple_of(CHUNK));
+        rows && self.values.address().is_multiple_of(16)
     }
 
     /// The GPU that has it.
@@ -238,7 +238,7 @@ impl Out<'_> {
             Self::Bf16(out) => (out.address(), size_of::<bf16>()),
             Self::F32(out) => (out.address(), size_of::<f32>()),
         };
-        stride % 2 == 0 && address % (2 * bytes as u64) == 0
+        stride.is_multiple_of(2) && address.is_multiple_of(2 * bytes as u64)
     }
 
     pub(crate) fn expect(&self, op: &'static str, count: usize) -> Result<()> {

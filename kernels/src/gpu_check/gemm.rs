@@ -11,7 +11,7 @@ use crate::gemm::gpu::{Choice, Form, Matrix, Out, Product};
 /// m, n, k, and k of the product before.
 const SMALL: [[usize; 4]; 6] =
     [[1, 1, 1, 0], [1, 70, 64, 8], [65, 7, 20, 0], [130, 129, 72, 20], [64, 128, 33, 16], [3, 200, 264, 0]];
-const REAL: [[usize; 4]; 3] = [[512, 2048, 1024, 16], [257, 515, 777, 0], [384, 512, 2048, 64]];
+const REAL: [[usize; 4]; 3] = [[256, 1024, 1024, 16], [257, 515, 777, 0], [384, 512, 2048, 64]];
 
 const FORMS: [Form; 3] = [Form::RowsByRows, Form::RowsByColumns, Form::ColumnsByColumns];
 

@@ -30,15 +30,12 @@ pub struct Gradients {
 pub fn forward(s: &Shape, x: &[f64], w: &[f64], bias: &[f64], a: &[f64], b: &[f64], mask: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; s.rows * s.outputs];
     for n in 0..s.rows {
+        let (x, mask) = (&x[n * s.inputs..][..s.inputs], &mask[n * s.inputs..][..s.inputs]);
+        let down: Vec<f64> =
+            (0..s.rank).map(|r| (0..s.inputs).map(|i| mask[i] * x[i] * a[r * s.inputs + i]).sum()).collect();
         for o in 0..s.outputs {
-            let base: f64 = (0..s.inputs).map(|i| x[n * s.inputs + i] * w[o * s.inputs + i]).sum();
-            let update: f64 = (0..s.rank)
-                .map(|r| {
-                    let down: f64 =
-                        (0..s.inputs).map(|i| mask[n * s.inputs + i] * x[n * s.inputs + i] * a[r * s.inputs + i]).sum();
-                    down * b[o * s.rank + r]
-                })
-                .sum();
+            let base: f64 = (0..s.inputs).map(|i| x[i] * w[o * s.inputs + i]).sum();
+            let update: f64 = (0..s.rank).map(|r| down[r] * b[o * s.rank + r]).sum();
             y[n * s.outputs + o] = base + bias[o] + s.scale * update;
         }
     }
@@ -62,8 +59,10 @@ pub fn backward(s: &Shape, x: &[f64], w: &[f64], a: &[f64], b: &[f64], mask: &[f
                 grad.x[n * s.inputs + i] += s.scale * up * mask[i] * a[r * s.inputs + i];
             }
         }
-        for i in 0..s.inputs {
-            grad.x[n * s.inputs + i] += (0..s.outputs).map(|o| dy[o] * w[o * s.inputs + i]).sum::<f64>();
+        for o in 0..s.outputs {
+            for i in 0..s.inputs {
+                grad.x[n * s.inputs + i] += dy[o] * w[o * s.inputs + i];
+            }
         }
     }
     grad

@@ -42,10 +42,12 @@ const GRADIENT_DROP: [Kernel; 2] = [fused!("gradient_drop_large"), fused!("gradi
 const TILES: [Tile; 2] =
     [Tile { m: 128, n: 128, k: 64, stages: 2, threads: 128 }, Tile { m: 64, n: 64, k: 64, stages: 3, threads: 128 }];
 
-/// Up to so many rows weights are decoded inside of the product, and from then on once before it. Computed, not measured: a
-/// copy costs 4.5 bytes a weight, 2 to 3 ps; decoding inside costs about a fifth of the product, which takes 2 operations a
-/// row, so both are even where 0.2 · 2 · rows / 200e12 s = 2.5 ps.
-const FUSED_ROWS: usize = 1250;
+/// From a capability on: up to so many rows weights are decoded inside of the product, and with more once before it.
+///
+/// Computed, not measured: a copy costs 4.5 bytes a weight; decoding inside costs instructions beside those of tensor cores, a
+/// fifth of the product on an A100 (250 TFLOP/s, 1.6 TB/s: even at 1750 rows) and half of it where these are twice as fast
+/// (600 TFLOP/s, 4.2 TB/s: at 640).
+const FUSED_ROWS: [(u32, usize); 2] = [(9, 640), (0, 1750)];
 
 /// A weight that never learns, `[out, in]`.
 #[derive(Debug)]
@@ -127,7 +129,11 @@ impl GpuWeight {
     /// How it is read for so many rows of activations.
     pub(crate) fn reading(&self, rows: usize) -> Reading {
         match self {
-            Self::Nf4(matrix) if rows <= FUSED_ROWS && matrix.columns().is_multiple_of(BLOCK) => Reading::Fused,
+            Self::Nf4(matrix) if matrix.columns().is_multiple_of(BLOCK) => {
+                let (major, _) = matrix.packed().gpu().facts().capability;
+                let most = FUSED_ROWS.iter().find(|(from, _)| major >= *from).map_or(0, |(_, rows)| *rows);
+                if rows <= most { Reading::Fused } else { Reading::Copied }
+            }
             _ => Reading::Copied,
         }
     }

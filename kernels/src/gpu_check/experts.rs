@@ -249,7 +249,9 @@ impl Case {
         let (mut frozen, mut plain) = (Vec::new(), Vec::new());
         for expert in 0..self.experts {
             let mut projection = |which: usize, outputs: usize, inputs: usize| {
-                let weight = self.weight(checks, outputs, inputs)?;
+                // Of different sizes, so that scales of another matrix are seen.
+                let size = 0.5 + 0.5 * which as f64 + 0.25 * (expert % 3) as f64;
+                let weight = self.weight(checks, size, outputs, inputs)?;
                 let own = projection_of(layout, expert, which);
                 let (a, b) = own.map_or_else(Default::default, |own| {
                     (parameter[own.a.clone()].to_vec(), parameter[own.b.clone()].to_vec())
@@ -268,8 +270,8 @@ impl Case {
         Ok((frozen, plain))
     }
 
-    fn weight(&self, checks: &mut Checks<'_>, rows: usize, columns: usize) -> Result<FrozenWeight> {
-        let limit = 2.0 / (columns as f64).sqrt();
+    fn weight(&self, checks: &mut Checks<'_>, size: f64, rows: usize, columns: usize) -> Result<FrozenWeight> {
+        let limit = 2.0 * size / (columns as f64).sqrt();
         let values: Vec<f32> =
             checks.random.values(rows * columns).iter().map(|value| (limit * value) as f32).collect();
         if self.storage == Storage::Plain {

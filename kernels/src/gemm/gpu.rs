@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::Accumulate;
 use crate::dropout::Dropout;
-use crate::gpu::{Argument, Buffer, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
 use crate::{Error, Result};
 
 const OP: &str = "product";
@@ -55,6 +55,8 @@ pub struct Matrix<'a> {
     rows: usize,
     columns: usize,
     stride: usize,
+    /// What follows the columns, up to a multiple of 8, is there and 0.
+    padded: bool,
 }
 
 /// Which sides of the two matrices are multiplied.
@@ -123,7 +125,14 @@ impl<'a> Matrix<'a> {
     /// All of a buffer.
     pub fn of(values: &'a Buffer<bf16>, rows: usize, columns: usize) -> Result<Self> {
         values.expect(OP, "matrix", rows * columns)?;
-        Ok(Self { values, rows, columns, stride: columns })
+        Ok(Self { values, rows, columns, stride: columns, padded: false })
+    }
+
+    /// Rows of `columns` values and as many zeros as make them a multiple of 8.
+    pub fn padded(values: &'a Buffer<bf16>, rows: usize, columns: usize) -> Result<Self> {
+        let stride = columns.next_multiple_of(CHUNK);
+        values.expect(OP, "padded matrix", rows * stride)?;
+        Ok(Self { values, rows, columns, stride, padded: true })
     }
 
     /// Some columns of a wider matrix, or rows with something between them: `stride` values from one to the next.
@@ -132,16 +141,37 @@ impl<'a> Matrix<'a> {
         if columns > stride || values.len() < needed {
             return Err(Error::shape(OP, "matrix with gaps", (rows, columns, stride), values.len()));
         }
-        Ok(Self { values, rows, columns, stride })
+        Ok(Self { values, rows, columns, stride, padded: false })
     }
 
     /// Whether it can be read in whole chunks.
     fn is_aligned(&self) -> bool {
-        self.values.address() % 16 == 0 && self.stride % CHUNK == 0 && self.columns % CHUNK == 0
+        let rows = self.stride % CHUNK == 0 && (self.padded || self.columns % CHUNK == 0);
+        rows && self.values.address() % 16 == 0
+    }
+
+    /// The GPU that has it.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.values.gpu()
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Its address and its stride, as kernels take them.
+    pub(crate) fn arguments(&self) -> Result<[Argument; 2]> {
+        Ok([self.values.into(), whole(self.stride)?.into()])
     }
 
     /// The same with rows that begin where chunks do: a copy if they do not yet.
-    fn aligned(&self, copy: &'a mut Option<Buffer<bf16>>) -> Result<Matrix<'a>> {
+    pub(crate) fn aligned(&self, copy: &'a mut Option<Buffer<bf16>>) -> Result<Matrix<'a>> {
         if self.is_aligned() {
             return Ok(*self);
         }
@@ -153,7 +183,7 @@ impl<'a> Matrix<'a> {
         let rows = (self.rows as u64).into();
         gpu.launch(&PAD, shape, [self.values.into(), to.into(), rows, columns, old, whole(stride)?.into()])?;
         let values: &'a Buffer<bf16> = to;
-        Ok(Matrix { values, rows: self.rows, columns: self.columns, stride })
+        Matrix::padded(values, self.rows, self.columns)
     }
 }
 

@@ -11,7 +11,9 @@
 
 mod experts;
 mod gemm;
+mod linear;
 mod nf4;
+mod quantize;
 mod router;
 #[cfg(all(test, feature = "emulation"))]
 mod tests;
@@ -68,6 +70,8 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     Family { name: "nf4", run: nf4::check },
     Family { name: "gemm", run: gemm::check },
+    Family { name: "linear", run: linear::check },
+    Family { name: "quantize", run: quantize::check },
     Family { name: "router", run: router::check },
     Family { name: "experts", run: experts::check },
 ];

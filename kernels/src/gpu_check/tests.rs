@@ -30,7 +30,7 @@ macro_rules! families {
     };
 }
 
-families! { nf4, gemm, router, experts }
+families! { nf4, gemm, linear, quantize, router, experts }
 
 #[test]
 fn nothing_and_no_number_are_not_right() {

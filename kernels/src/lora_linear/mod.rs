@@ -4,6 +4,7 @@
 //! The weight never gets a gradient: neither computed nor stored.
 
 pub(crate) mod cpu;
+pub mod gpu;
 pub mod reference;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -45,6 +45,12 @@ impl DynamicMap {
         &self.codes
     }
 
+    /// What [`DynamicMap::nearest`] looks up: the largest value that is not nearer to the next code, for every code, and
+    /// the code of every bucket, those of values below 0 in the second half.
+    pub(crate) fn search(&self) -> (&[f32; 256], &[u8]) {
+        (&self.limits, &self.buckets[..])
+    }
+
     /// Index of the code nearest to `value` (a tie goes to the lower one); values outside of the map go to its ends.
     #[inline(always)]
     pub(crate) fn nearest(&self, value: f32) -> u8 {

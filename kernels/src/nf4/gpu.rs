@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{NESTED_BLOCK, Nf4Matrix, OP, Scales, dynamic_map};
 use crate::Result;
-use crate::gpu::{Buffer, Gpu, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
 
 const DECODE: Kernel = Kernel::new("nf4_decode", "const u8*, const f32*, bf16*, u64");
 const DECODE_DOUBLE: Kernel =
@@ -60,6 +60,10 @@ impl GpuNf4 {
         Ok(Self { rows: matrix.rows(), columns: matrix.columns(), packed: gpu.of(matrix.packed())?, scales })
     }
 
+    pub(super) fn from_parts(rows: usize, columns: usize, packed: Buffer<u8>, scales: GpuScales) -> Self {
+        Self { rows, columns, packed, scales }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -78,6 +82,22 @@ impl GpuNf4 {
     /// The scales as they are stored.
     pub fn scales(&self) -> &GpuScales {
         &self.scales
+    }
+
+    /// Its parts, as `nf4::Stored` of a kernel takes them: codes, absmax; codes, nested, map and offset of double
+    /// quantisation.
+    pub(crate) fn arguments(&self) -> [Argument; 6] {
+        let packed = (&self.packed).into();
+        match &self.scales {
+            GpuScales::Plain(absmax) => {
+                let none = None::<&Buffer<f32>>.into();
+                [packed, absmax.into(), None::<&Buffer<u8>>.into(), none, none, 0.0.into()]
+            }
+            GpuScales::Double { codes, nested, map, offset } => {
+                let none = None::<&Buffer<f32>>.into();
+                [packed, none, codes.into(), nested.into(), map.into(), (*offset).into()]
+            }
+        }
     }
 
     /// All values, row by row, each rounded to bf16.

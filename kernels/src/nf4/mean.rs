@@ -7,10 +7,11 @@
 const LANES: usize = 8;
 const VECTORS: usize = 4;
 const LEVELS: usize = 4;
-const WIDTH: usize = LANES * VECTORS;
+/// Values of a row.
+pub(super) const WIDTH: usize = LANES * VECTORS;
 
 /// Mean of a non-empty slice, as `torch.mean` rounds it.
-pub(super) fn mean(values: &[f32]) -> f32 {
+pub(crate) fn mean(values: &[f32]) -> f32 {
     let sum = if values.len() < LANES { short_sum(values) } else { long_sum(values) };
     sum / values.len() as f32
 }
@@ -41,10 +42,15 @@ fn short_sum(values: &[f32]) -> f32 {
     others.iter().fold(first, |sum, value| sum + value)
 }
 
+/// How many rows are summed before their sum moves up, as a power of two.
+pub(super) fn group_power(rows: usize) -> u32 {
+    (rows.next_power_of_two().trailing_zeros() / LEVELS as u32).max(4)
+}
+
 /// Sums the rows of `N` values, one sum for each column.
 fn cascade<const N: usize>(values: &[f32]) -> [f32; N] {
     let rows = values.as_chunks::<N>().0;
-    let power = (rows.len().next_power_of_two().trailing_zeros() / LEVELS as u32).max(4);
+    let power = group_power(rows.len());
     let step = 1usize << power;
     let mut levels = [[0.0f32; N]; LEVELS];
     let mut groups = rows.chunks_exact(step);

@@ -24,6 +24,7 @@ mod bitsandbytes;
 mod cpu;
 mod dynamic_map;
 mod gpu;
+mod gpu_quantize;
 mod mean;
 pub(crate) mod reference;
 #[cfg(test)]
@@ -33,6 +34,9 @@ use std::ops::Range;
 
 pub(crate) use dynamic_map::DynamicMap;
 pub use gpu::{GpuNf4, GpuScales};
+pub use gpu_quantize::GpuValues;
+pub(crate) use gpu_quantize::mean_of;
+pub(crate) use mean::mean;
 
 use crate::{Error, Result, Stored};
 
@@ -240,7 +244,7 @@ fn decode_absmax(map: &[f32; 256], codes: &[u8], nested: &[f32], offset: f32, bl
 
 /// Quantises the scales themselves; `code` is given a centred scale and the greatest magnitude of its nested block.
 fn double(absmax: &[f32], code: impl Fn(f32, f32) -> u8) -> Result<Scales> {
-    let offset = mean::mean(absmax);
+    let offset = mean(absmax);
     check_finite("mean of the absmax", &[offset])?;
     let centred: Vec<f32> = absmax.iter().map(|value| value - offset).collect();
     let mut codes = Vec::with_capacity(centred.len());

@@ -1,0 +1,294 @@
+//! Linear layers on a GPU: frozen weights in bf16 or NF4, with or without a low-rank update.
+//!
+//! ```text
+//! forward    down = scale · drop(x) Aᵀ            y  = [down | x] [B | W]ᵀ + bias
+//! backward   up   = scale · dy B                  dx = drop(up A) + dy W
+//!            dA  += upᵀ drop(x)                   dB += dyᵀ down
+//! ```
+//!
+//! So the update is `rank` more columns of the one large product; its factor, that of dropout's kept values included, is in
+//! `down` and `up`, and masks only choose. `down` and `up` are `[rows, rank]` in bf16, rows a multiple of 8 values apart.
+
+mod lora;
+
+use half::bf16;
+
+pub use lora::{GpuLora, GpuLoraGradients};
+
+use crate::Result;
+use crate::dropout::Dropout;
+use crate::gemm::Accumulate;
+use crate::gemm::gpu::{Form, Matrix, Out, Product, Tile, pair, whole};
+use crate::gpu::{Argument, Buffer, Kernel};
+use crate::nf4::{BLOCK, GpuNf4};
+
+const OP: &str = "linear";
+
+macro_rules! fused {
+    ($name:literal) => {
+        Kernel::new(
+            concat!("linear_", $name),
+            "const bf16*, const bf16*, i32, i32, i32, u32, u64, const bf16*, i32, const u8*, const f32*, const u8*, \
+             const f32*, const f32*, f32, i32, i32, i32, const f32*, bf16*, i32, i32",
+        )
+    };
+}
+
+const FORWARD: [Kernel; 2] = [fused!("forward_large"), fused!("forward_small")];
+const GRADIENT: [Kernel; 2] = [fused!("gradient_large"), fused!("gradient_small")];
+const GRADIENT_DROP: [Kernel; 2] = [fused!("gradient_drop_large"), fused!("gradient_drop_small")];
+
+/// Those of linear.cu.
+const TILES: [Tile; 2] =
+    [Tile { m: 128, n: 128, k: 64, stages: 2, threads: 128 }, Tile { m: 64, n: 64, k: 64, stages: 3, threads: 128 }];
+
+/// Up to so many rows weights are decoded inside of the product, and from then on once before it. Computed, not measured: a
+/// copy costs 4.5 bytes a weight, 2 to 3 ps; decoding inside costs about a fifth of the product, which takes 2 operations a
+/// row, so both are even where 0.2 · 2 · rows / 200e12 s = 2.5 ps.
+const FUSED_ROWS: usize = 1250;
+
+/// A weight that never learns, `[out, in]`.
+#[derive(Debug)]
+pub enum GpuWeight {
+    /// As it is.
+    Bf16 {
+        /// Number of rows (outputs).
+        rows: usize,
+        /// Number of columns (inputs).
+        columns: usize,
+        /// Row by row.
+        values: Buffer<bf16>,
+    },
+    /// In 4 bits.
+    Nf4(GpuNf4),
+}
+
+/// The part of a linear layer that never learns.
+#[derive(Debug)]
+pub struct GpuLinear {
+    /// `[out, in]`.
+    pub weight: GpuWeight,
+    /// `[out]`.
+    pub bias: Option<Buffer<f32>>,
+}
+
+/// How a weight in NF4 is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Decoded into memory, then multiplied.
+    Copied,
+    /// Decoded inside of the product.
+    Fused,
+}
+
+/// What the low-rank update adds to a product: operands as in [`Product::before`].
+struct Update<'a> {
+    operands: (Matrix<'a>, Matrix<'a>),
+    rank: usize,
+    dropout: Option<Dropout>,
+}
+
+// === impl GpuWeight ===
+
+impl GpuWeight {
+    /// A weight in bf16.
+    pub fn bf16(values: Buffer<bf16>, rows: usize, columns: usize) -> Result<Self> {
+        values.expect(OP, "weight", rows * columns)?;
+        Ok(Self::Bf16 { rows, columns, values })
+    }
+
+    /// Number of rows (outputs).
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Bf16 { rows, .. } => *rows,
+            Self::Nf4(matrix) => matrix.rows(),
+        }
+    }
+
+    /// Number of columns (inputs).
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Bf16 { columns, .. } => *columns,
+            Self::Nf4(matrix) => matrix.columns(),
+        }
+    }
+
+    /// How it is read for so many rows of activations.
+    pub(crate) fn reading(&self, rows: usize) -> Reading {
+        match self {
+            Self::Nf4(matrix) if rows <= FUSED_ROWS && matrix.columns().is_multiple_of(BLOCK) => Reading::Fused,
+            _ => Reading::Copied,
+        }
+    }
+
+    /// `out = [out +] update + x Wᵀ + bias` or `[out +] update + x W`, as the form says.
+    fn multiply(
+        &self,
+        form: Form,
+        x: Matrix<'_>,
+        update: Option<Update<'_>>,
+        bias: Option<&Buffer<f32>>,
+        out: (&mut Buffer<bf16>, Accumulate),
+        reading: Reading,
+    ) -> Result<()> {
+        let (out, accumulate) = out;
+        let decoded;
+        let values = match (self, reading) {
+            (Self::Bf16 { values, .. }, _) => values,
+            (Self::Nf4(matrix), Reading::Fused) => return fused(form, x, matrix, update, bias, (out, accumulate)),
+            (Self::Nf4(matrix), Reading::Copied) => {
+                let mut copy = x.gpu().empty(matrix.rows() * matrix.columns())?;
+                matrix.decode(&mut copy)?;
+                decoded = copy;
+                &decoded
+            }
+        };
+        let mut product = Product::new(form, x, Matrix::of(values, self.rows(), self.columns())?);
+        if let Some(update) = update {
+            product.before = Some(update.operands);
+            product.dropout = update.dropout;
+        }
+        Product { bias, accumulate, ..product }.run(Out::Bf16(out))
+    }
+}
+
+/// The product with a weight that is decoded inside of it.
+fn fused(
+    form: Form,
+    x: Matrix<'_>,
+    weight: &GpuNf4,
+    update: Option<Update<'_>>,
+    bias: Option<&Buffer<f32>>,
+    (out, accumulate): (&mut Buffer<bf16>, Accumulate),
+) -> Result<()> {
+    let (outputs, inputs) = (weight.rows(), weight.columns());
+    let (m, n, k) = if form == Form::RowsByRows { (x.rows(), outputs, inputs) } else { (x.rows(), inputs, outputs) };
+    let mut copies = [const { None }; 3];
+    let [first, second, third] = &mut copies;
+    let [x, stride] = x.aligned(first)?.arguments()?;
+    let dropout = update.as_ref().and_then(|update| update.dropout).filter(|dropout| dropout.threshold() > 0);
+    let kernels = match (form, dropout) {
+        (Form::RowsByRows, _) => FORWARD,
+        (_, None) => GRADIENT,
+        (_, Some(_)) => GRADIENT_DROP,
+    };
+    let before = match update {
+        None => None,
+        Some(Update { operands: (a, b), rank, .. }) => Some((a.aligned(second)?, b.aligned(third)?, rank)),
+    };
+    let [a1, b1, k1, stride_a1, stride_b1] = pair(before)?;
+    let gpu = out.gpu().clone();
+    // As for products: large tiles where they leave no multiprocessor without work.
+    let size = usize::from(TILES[0].blocks(m, n) < gpu.facts().multiprocessors as usize);
+    let (threshold, key) = dropout.map_or((0, 0), |dropout| (dropout.threshold(), dropout.key));
+    let [packed, absmax, codes, nested, map, offset] = weight.arguments();
+    let together = i32::from(Out::Bf16(&mut *out).together(n)).into();
+    let add = i32::from(accumulate == Accumulate::Add).into();
+    let [rows, columns, depth]: [Argument; 3] = [whole(m)?.into(), whole(n)?.into(), whole(k)?.into()];
+    let arguments = [
+        a1,
+        b1,
+        k1,
+        stride_a1,
+        stride_b1,
+        threshold.into(),
+        key.into(),
+        x,
+        stride,
+        packed,
+        absmax,
+        codes,
+        nested,
+        map,
+        offset,
+        rows,
+        columns,
+        depth,
+        bias.into(),
+        out.into(),
+        add,
+        together,
+    ];
+    gpu.launch(&kernels[size], TILES[size].shape(m, n)?, arguments)
+}
+
+// === impl GpuLinear ===
+
+impl GpuLinear {
+    /// `y = x Wᵀ + bias [+ scale · drop(x) Aᵀ Bᵀ]` for `x [rows, in]`. With an update it gives `down`, which the backward pass
+    /// takes.
+    pub fn forward(
+        &self,
+        x: &Buffer<bf16>,
+        rows: usize,
+        lora: Option<&GpuLora>,
+        y: &mut Buffer<bf16>,
+    ) -> Result<Option<Buffer<bf16>>> {
+        self.forward_by(self.weight.reading(rows), x, rows, lora, y)
+    }
+
+    /// [`GpuLinear::forward`], the weight read in a chosen way.
+    pub(crate) fn forward_by(
+        &self,
+        reading: Reading,
+        x: &Buffer<bf16>,
+        rows: usize,
+        lora: Option<&GpuLora>,
+        y: &mut Buffer<bf16>,
+    ) -> Result<Option<Buffer<bf16>>> {
+        let (inputs, outputs) = (self.weight.columns(), self.weight.rows());
+        y.expect(OP, "y", rows * outputs)?;
+        if let Some(bias) = &self.bias {
+            bias.expect(OP, "bias", outputs)?;
+        }
+        let x = Matrix::of(x, rows, inputs)?;
+        let down = lora.map(|lora| lora.down(x)).transpose()?;
+        let update = match (lora, &down) {
+            (Some(lora), Some(down)) => Some(lora.update(down, rows, lora.b(outputs)?, None)?),
+            _ => None,
+        };
+        let out = (y, Accumulate::Overwrite);
+        self.weight.multiply(Form::RowsByRows, x, update, self.bias.as_ref(), out, reading)?;
+        Ok(down)
+    }
+
+    /// The gradient of `x`, written or added, for that of `y`; and those of a low-rank update, added.
+    pub fn backward(
+        &self,
+        x: &Buffer<bf16>,
+        dy: &Buffer<bf16>,
+        rows: usize,
+        lora: Option<(&GpuLora, &Buffer<bf16>, &mut GpuLoraGradients)>,
+        dx: Option<(&mut Buffer<bf16>, Accumulate)>,
+    ) -> Result<()> {
+        self.backward_by(self.weight.reading(rows), x, dy, rows, lora, dx)
+    }
+
+    /// [`GpuLinear::backward`], the weight read in a chosen way.
+    pub(crate) fn backward_by(
+        &self,
+        reading: Reading,
+        x: &Buffer<bf16>,
+        dy: &Buffer<bf16>,
+        rows: usize,
+        lora: Option<(&GpuLora, &Buffer<bf16>, &mut GpuLoraGradients)>,
+        dx: Option<(&mut Buffer<bf16>, Accumulate)>,
+    ) -> Result<()> {
+        let (inputs, outputs) = (self.weight.columns(), self.weight.rows());
+        let dy = Matrix::of(dy, rows, outputs)?;
+        let mut up = None;
+        if let Some((lora, down, gradients)) = lora {
+            let values = up.insert((lora, lora.up(dy)?));
+            lora.gradients(Matrix::of(x, rows, inputs)?, dy, down, &values.1, gradients)?;
+        }
+        let Some((dx, accumulate)) = dx else {
+            return Ok(());
+        };
+        dx.expect(OP, "gradient of x", rows * inputs)?;
+        let update = match &up {
+            Some((lora, up)) => Some(lora.update(up, rows, lora.a(inputs)?, lora.dropout)?),
+            None => None,
+        };
+        self.weight.multiply(Form::RowsByColumns, dy, update, None, (dx, accumulate), reading)
+    }
+}

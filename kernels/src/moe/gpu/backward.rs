@@ -8,7 +8,7 @@ use super::update::{Low, Rows, dropped, to_gradient, to_low};
 use super::weights::{Matrices, Weights, each_group};
 use super::{OP, kernels, some};
 use crate::Result;
-use crate::gpu::{Argument, Buffer, Kernel, Shape};
+use crate::gpu::{Buffer, Kernel, Shape};
 
 kernels! { DOWN_BACKWARD = "moe_down_backward", "moe_nf4_down_backward":
 "const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "const bf16*, const f32*, bf16*, f32*" }
@@ -167,7 +167,6 @@ impl ExpertsCall<'_> {
         gpu.launch(&SUM_SHARES, Shape::of(slots_count.div_ceil(256) as u32, 256), arguments)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is another operand")]
     fn lora_gradients(
         &self,
         lora: &GpuExpertLora,

@@ -104,7 +104,7 @@ struct Reverse {
 // The gradient of inner, of gate and up, and shares of the routing weights' gradients:
 //   g = d_out[token] down + drop(d_low A);  d_weight = g . inner;  d_gate, d_up = through the activation of weight * g
 // `shares` has one value for each WARP_N columns of a row.
-template <class T, class Weights>
+template <class T, bool DROPS, class Weights>
 DEVICE void down_backward(global<const bf16> d_out, const Weights& weights, const Reverse& own, global<const bf16> gate_up,
                           global<const float> routing_weights, const Schedule& schedule, const Sizes& sizes, global<bf16> d_gate_up,
                           global<float> shares) {
@@ -120,7 +120,7 @@ DEVICE void down_backward(global<const bf16> d_out, const Weights& weights, cons
         gemm::Joined<decltype(update), decltype(w)> b{update, before, w};
         typename T::Sums sum;
         gemm::clear<T>(sum);
-        product<T>(sum, a, b, before, before + tiles_of<T>(hidden), own.dropout, own.scale, schedule.slots, work, width, stages);
+        product<DROPS, T>(sum, a, b, before, before + tiles_of<T>(hidden), own.dropout, own.scale, schedule.slots, work, width, stages);
         const gemm::Part<T> part;
         int lane = int(threadIdx.x) % 32;
 #pragma unroll
@@ -160,7 +160,7 @@ DEVICE void down_backward(global<const bf16> d_out, const Weights& weights, cons
 }
 
 // d_rows[row] = d_gate_up[row] [gate ; up] + drop(d_low A), or added to what is there; only the update where not `main`.
-template <class T, class Weights>
+template <class T, bool DROPS, class Weights>
 DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weights, int main, const Reverse& own, int accumulate,
                              const Schedule& schedule, const Sizes& sizes, global<bf16> d_rows) {
     DYNAMIC_SHARED(bf16, stages);
@@ -176,7 +176,7 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
         typename T::Sums sum;
         gemm::clear<T>(sum);
         int tiles = before + (main ? tiles_of<T>(2 * width) : 0);
-        product<T>(sum, a, b, before, tiles, own.dropout, own.scale, schedule.slots, work, hidden, stages);
+        product<DROPS, T>(sum, a, b, before, tiles, own.dropout, own.scale, schedule.slots, work, hidden, stages);
         gemm::each_pair<T>(sum, [&](int row, int column, float first, float second) {
             if (row >= work.rows || work.column + column >= hidden) return;
             global<bf16> at = d_rows + int64_t(work.first + row) * hidden + work.column + column;
@@ -205,7 +205,7 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
     experts::Schedule { slots, offsets, tiles, tile_offsets, first_expert, last_expert, per_token }
 
 #define EXPERTS_GATE_UP(name, T, Made)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(T::THREADS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
         name(global<const bf16> x, EXPERTS_WEIGHTS, global<const bf16> low_rank, global<const bf16> gate_b,                   \
              global<const bf16> up_b, int gate_rank, int up_rank, EXPERTS_SCHEDULE, global<bf16> gate_up,                     \
              global<bf16> inner) {                                                                                            \
@@ -213,26 +213,26 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
                             experts::Sizes{hidden, width}, gate_up, inner);                                                   \
     }
 #define EXPERTS_DOWN(name, T, Made)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(T::THREADS)                                                                  \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
         name(global<const bf16> inner, EXPERTS_WEIGHTS, global<const bf16> low_rank, global<const bf16> down_b,               \
              int rank, EXPERTS_SCHEDULE, global<bf16> y) {                                                                    \
         experts::down<T>(inner, EXPERTS_MAKE(Made), low_rank, down_b, rank, EXPERTS_MADE, experts::Sizes{hidden, width}, y);  \
     }
-#define EXPERTS_DOWN_BACKWARD(name, T, Made)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(T::THREADS)                                                                  \
+#define EXPERTS_DOWN_BACKWARD(name, T, Made, drops)                                                                           \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
         name(global<const bf16> d_out, EXPERTS_WEIGHTS, global<const bf16> d_low, global<const bf16> low_a,                   \
              int low_width, int low_first, int rank, uint32_t threshold, uint64_t key, float scale, EXPERTS_SCHEDULE,         \
              global<const bf16> gate_up, global<const float> routing_weights, global<bf16> d_gate_up, global<float> shares) { \
         experts::Reverse own{d_low, low_a, low_width, low_first, rank, Dropout{threshold, key}, scale};                       \
-        experts::down_backward<T>(d_out, EXPERTS_MAKE(Made), own, gate_up, routing_weights, EXPERTS_MADE,                     \
+        experts::down_backward<T, drops>(d_out, EXPERTS_MAKE(Made), own, gate_up, routing_weights, EXPERTS_MADE,              \
                                   experts::Sizes{hidden, width}, d_gate_up, shares);                                          \
     }
-#define EXPERTS_GATE_UP_BACKWARD(name, T, Made)                                                                               \
-    extern "C" __global__ void __launch_bounds__(T::THREADS)                                                                  \
+#define EXPERTS_GATE_UP_BACKWARD(name, T, Made, drops)                                                                        \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
         name(global<const bf16> d_gate_up, EXPERTS_WEIGHTS, global<const bf16> d_low, global<const bf16> low_a,               \
              int low_width, int low_first, int rank, uint32_t threshold, uint64_t key, float scale, EXPERTS_SCHEDULE,         \
              int main, int accumulate, global<bf16> d_rows) {                                                                 \
         experts::Reverse own{d_low, low_a, low_width, low_first, rank, Dropout{threshold, key}, scale};                       \
-        experts::gate_up_backward<T>(d_gate_up, EXPERTS_MAKE(Made), main, own, accumulate, EXPERTS_MADE,                      \
+        experts::gate_up_backward<T, drops>(d_gate_up, EXPERTS_MAKE(Made), main, own, accumulate, EXPERTS_MADE,               \
                                      experts::Sizes{hidden, width}, d_rows);                                                  \
     }

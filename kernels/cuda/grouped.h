@@ -67,7 +67,7 @@ struct GateUp {
     }
 };
 
-// === operands that are read once or twice, and so keep nothing in registers ===
+// === operands that are read once or twice, and so keep nothing in registers (`here`) ===
 
 // [rows, k], k next to each other.
 template <class T, int OUTER> struct Narrow {
@@ -77,7 +77,7 @@ template <class T, int OUTER> struct Narrow {
     int stride, k, rows;
 
     DEVICE void load(shared<bf16> to, int tile) const {
-        for (int i = threadIdx.x; i < OUTER * CHUNKS; i += T::THREADS) {
+        for (int i = here(int(threadIdx.x)); i < OUTER * CHUNKS; i += T::THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS, column = tile * T::K + chunk * CHUNK;
             bool there = row < rows && column < k;
             copy_async(to + gemm::swizzled<T::K>(row, chunk), values + (there ? row * stride + column : 0), there ? 16 : 0);
@@ -93,7 +93,7 @@ template <class T, int OUTER> struct Across {
     int k, columns, first;
 
     DEVICE void load(shared<bf16> to, int tile) const {
-        for (int i = threadIdx.x; i < T::K * CHUNKS; i += T::THREADS) {
+        for (int i = here(int(threadIdx.x)); i < T::K * CHUNKS; i += T::THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS, column = first + chunk * CHUNK, at = tile * T::K + row;
             bool there = at < k && column < columns;
             copy_async(to + gemm::swizzled<OUTER>(row, chunk), values + (there ? at * columns + column : 0), there ? 16 : 0);
@@ -110,7 +110,7 @@ template <class T, int OUTER> struct GateUpUpdate {
     int gate_rank, up_rank, first, width;
 
     DEVICE void load(shared<bf16> to, int tile) const {
-        for (int i = threadIdx.x; i < OUTER * CHUNKS; i += T::THREADS) {
+        for (int i = here(int(threadIdx.x)); i < OUTER * CHUNKS; i += T::THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS, k = tile * T::K + chunk * CHUNK;
             int column = first + row / 16 * 8 + row % 8;
             bool of_gate = row / 8 % 2 == 0;
@@ -161,14 +161,14 @@ template <class Inner> struct DroppedAcross : Inner {
 };
 
 // The product with its first `before` tiles dropped by slot and column (and scaled), where there is a dropout.
-template <class T, class A, class B>
+template <bool DROPS, class T, class A, class B>
 DEVICE void product(float (&sum)[T::ROWS][T::COLUMNS][4], A& a, B& b, int before, int tiles, const Dropout& dropout, float scale,
                     global<const uint32_t> slots, const Work& work, int width, shared<bf16> stages) {
-    bool apart = dropout.threshold != 0 && before > 0;
+    bool apart = DROPS && dropout.threshold != 0 && before > 0;
     int begin = 0, end = apart ? before : tiles;
     while (true) {
         gemm::product<T>(sum, a, b, begin, end, stages);
-        if (!apart) return;
+        if (!DROPS || !apart) return;
         gemm::each_pair<T>(sum, [&](int row, int column, float& x, float& y) {
             if (row >= work.rows) return;
             uint64_t index = uint64_t(slots[work.first + row]) * uint64_t(width) + uint64_t(work.column + column);

@@ -63,7 +63,7 @@ const SMALL: [Case; 9] = [
     PLAIN,
     Case { storage: Storage::Nf4Double, ranks: [3, 2, 4], uneven: true, ..PLAIN },
     // More experts than are decoded at once; idle ones, and many with one row.
-    Case { hidden: 16, width: 8, experts: 70, per_token: 3, tokens: 29, storage: Storage::Nf4, ..PLAIN },
+    Case { hidden: 16, width: 8, experts: 66, per_token: 3, tokens: 17, storage: Storage::Nf4, ..PLAIN },
     // All rows on one expert: several tiles of rows, and of columns everywhere.
     Case {
         hidden: 136,
@@ -77,9 +77,36 @@ const SMALL: [Case; 9] = [
     },
     Case { hidden: 24, width: 16, storage: Storage::Nf4Double, ranks: [20, 17, 70], dropout: 0.1, ..PLAIN },
     // Decoded inside of the products: small and large tiles.
-    Case { hidden: 128, width: 128, storage: Storage::Nf4Double, ranks: [3, 2, 4], uneven: true, ..PLAIN },
-    Case { hidden: 192, width: 256, experts: 2, tokens: 130, storage: Storage::Nf4Double, ranks: [8; 3], ..PLAIN },
-    Case { hidden: 128, width: 128, storage: Storage::Nf4, tokens: 7, ranks: [4; 3], dropout: 0.2, ..PLAIN },
+    Case {
+        hidden: 64,
+        width: 256,
+        experts: 3,
+        tokens: 9,
+        storage: Storage::Nf4Double,
+        ranks: [3, 2, 4],
+        uneven: true,
+        ..PLAIN
+    },
+    Case {
+        hidden: 256,
+        width: 64,
+        experts: 1,
+        per_token: 1,
+        tokens: 150,
+        storage: Storage::Nf4Double,
+        ranks: [8; 3],
+        ..PLAIN
+    },
+    Case {
+        hidden: 128,
+        width: 128,
+        experts: 2,
+        storage: Storage::Nf4,
+        tokens: 3,
+        ranks: [4; 3],
+        dropout: 0.2,
+        ..PLAIN
+    },
     Case { hidden: 64, width: 64, ranks: [0, 5, 0], dropout: 0.5, per_token: 5, tokens: 1, ..PLAIN },
 ];
 const NEXT: Case = Case {
@@ -222,7 +249,9 @@ impl Case {
         let (mut frozen, mut plain) = (Vec::new(), Vec::new());
         for expert in 0..self.experts {
             let mut projection = |which: usize, outputs: usize, inputs: usize| {
-                let weight = self.weight(checks, outputs, inputs)?;
+                // Of different sizes, so that scales of another matrix are seen.
+                let size = 0.5 + 0.5 * which as f64 + 0.25 * (expert % 3) as f64;
+                let weight = self.weight(checks, size, outputs, inputs)?;
                 let own = projection_of(layout, expert, which);
                 let (a, b) = own.map_or_else(Default::default, |own| {
                     (parameter[own.a.clone()].to_vec(), parameter[own.b.clone()].to_vec())
@@ -241,8 +270,8 @@ impl Case {
         Ok((frozen, plain))
     }
 
-    fn weight(&self, checks: &mut Checks<'_>, rows: usize, columns: usize) -> Result<FrozenWeight> {
-        let limit = 2.0 / (columns as f64).sqrt();
+    fn weight(&self, checks: &mut Checks<'_>, size: f64, rows: usize, columns: usize) -> Result<FrozenWeight> {
+        let limit = 2.0 * size / (columns as f64).sqrt();
         let values: Vec<f32> =
             checks.random.values(rows * columns).iter().map(|value| (limit * value) as f32).collect();
         if self.storage == Storage::Plain {

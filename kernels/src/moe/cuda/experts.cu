@@ -6,7 +6,7 @@
 namespace {
 
 using Large = gemm::Tile<128, 128, 32, 2, 2, 4>;
-using Small = gemm::Tile<64, 128, 32, 2, 2, 4>;
+using Small = gemm::Tile<64, 128, 32, 2, 2, 6>;
 
 // bf16, beginning with expert `first`.
 struct Plain {
@@ -46,13 +46,13 @@ EXPERTS_DOWN(moe_down_large, Large, Plain)
 KERNEL(moe_down_large)
 EXPERTS_DOWN(moe_down_small, Small, Plain)
 KERNEL(moe_down_small)
-EXPERTS_DOWN_BACKWARD(moe_down_backward_large, Large, Plain)
+EXPERTS_DOWN_BACKWARD(moe_down_backward_large, Large, Plain, true)
 KERNEL(moe_down_backward_large)
-EXPERTS_DOWN_BACKWARD(moe_down_backward_small, Small, Plain)
+EXPERTS_DOWN_BACKWARD(moe_down_backward_small, Small, Plain, true)
 KERNEL(moe_down_backward_small)
-EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_large, Large, Plain)
+EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_large, Large, Plain, true)
 KERNEL(moe_gate_up_backward_large)
-EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_small, Small, Plain)
+EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_small, Small, Plain, true)
 KERNEL(moe_gate_up_backward_small)
 
 // The gradient of a slot's routing weight: the shares of its row, in their order.

@@ -2,15 +2,15 @@
 //
 // A block decodes every weight once for 128 rows (or 64): 3.3 instructions a value beside 128 multiply-adds of it, half of
 // what a multiprocessor can issue beside tensor cores at full rate, while the other of its two blocks computes. Weights come
-// in as 4.1 bits; against a bf16 copy of all experts (2.5 bytes a value to make, 2 to read again) that saves 10 ms of 12 per
-// GB of NF4 on an A100, so that memory is far from the limit down to 40 rows an expert.
+// in as 4.1 bits, half a byte a value where a bf16 copy of all experts moves 4.5 (2.5 to make it, 2 to read it again): with 40
+// rows an expert, tiles of 64 by 128 ask for 2 bytes a clock and multiprocessor, a fifth of what an A100 can give.
 #include "experts.h"
 #include "nf4.h"
 
 namespace {
 
 using Large = gemm::Tile<128, 128, 64, 2, 2, 2>;
-using Small = gemm::Tile<64, 128, 64, 2, 2, 2>;
+using Small = gemm::Tile<64, 128, 64, 2, 2, 3>;
 
 // All experts of a layer, a multiple of 256 blocks each matrix. Gate and up of an expert are beside each other, and
 // `offsets` has one for each of its `matrices`.
@@ -91,11 +91,15 @@ EXPERTS_DOWN(moe_nf4_down_large, Large, Stored)
 KERNEL(moe_nf4_down_large)
 EXPERTS_DOWN(moe_nf4_down_small, Small, Stored)
 KERNEL(moe_nf4_down_small)
-EXPERTS_DOWN_BACKWARD(moe_nf4_down_backward_large, Large, Stored)
+EXPERTS_DOWN_BACKWARD(moe_nf4_down_backward_large, Large, Stored, false)
 KERNEL(moe_nf4_down_backward_large)
-EXPERTS_DOWN_BACKWARD(moe_nf4_down_backward_small, Small, Stored)
+EXPERTS_DOWN_BACKWARD(moe_nf4_down_backward_small, Small, Stored, false)
 KERNEL(moe_nf4_down_backward_small)
-EXPERTS_GATE_UP_BACKWARD(moe_nf4_gate_up_backward_large, Large, Stored)
+EXPERTS_GATE_UP_BACKWARD(moe_nf4_gate_up_backward_large, Large, Stored, false)
 KERNEL(moe_nf4_gate_up_backward_large)
-EXPERTS_GATE_UP_BACKWARD(moe_nf4_gate_up_backward_small, Small, Stored)
+EXPERTS_GATE_UP_BACKWARD(moe_nf4_gate_up_backward_small, Small, Stored, false)
 KERNEL(moe_nf4_gate_up_backward_small)
+EXPERTS_DOWN_BACKWARD(moe_nf4_down_backward_drop_large, Large, Stored, true)
+KERNEL(moe_nf4_down_backward_drop_large)
+EXPERTS_DOWN_BACKWARD(moe_nf4_down_backward_drop_small, Small, Stored, true)
+KERNEL(moe_nf4_down_backward_drop_small)

@@ -116,14 +116,14 @@ DEVICE void to_gradient(const Wide& wide, global<const bf16> low, int low_width,
 
 }  // namespace
 
-#define TO_LOW(name, m, n, dropped, along)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128)                                                                         \
+#define TO_LOW(name, m, n, dropped, along)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(128, 2)                                                                      \
         name(global<const bf16> wide, int stride, int first, int columns, int gather, global<const bf16> matrix,              \
              int expert_width, global<bf16> out, global<bf16> weighted, global<const float> weights, int low_width,           \
              int low_first, int rank, float scale, uint32_t threshold, uint64_t key, global<const uint32_t> slots,            \
              global<const uint32_t> offsets, global<const uint32_t> tiles, global<const uint32_t> tile_offsets, int experts,  \
              int per_token) {                                                                                                 \
-        to_low<m, n, dropped, along>(Wide{wide, stride, first, columns, gather}, matrix, expert_width,                           \
+        to_low<m, n, dropped, along>(Wide{wide, stride, first, columns, gather}, matrix, expert_width,                        \
                                   Into{out, weighted, weights, low_width, low_first, rank, scale}, Dropout{threshold, key},   \
                                   Schedule{slots, offsets, tiles, tile_offsets, 0, experts, per_token});                      \
     }
@@ -153,7 +153,7 @@ TO_LOW(moe_low_gradient_small_64, 64, 64, false, false)
 KERNEL(moe_low_gradient_small_64)
 
 #define TO_GRADIENT(name, n, dropped, is_a)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128)                                                                         \
+    extern "C" __global__ void __launch_bounds__(128, 2)                                                                      \
         name(global<const bf16> wide, int stride, int first, int columns, int gather, global<const bf16> low, int low_width,  \
              int low_first, global<const uint32_t> places, global<const uint32_t> ranks, global<const float> scales,          \
              int inputs, int outputs, float scale, uint32_t threshold, uint64_t key, global<const uint32_t> slots,            \

@@ -12,6 +12,8 @@ use crate::gpu::{Buffer, Kernel, Shape};
 
 kernels! { DOWN_BACKWARD = "moe_down_backward", "moe_nf4_down_backward":
 "const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "const bf16*, const f32*, bf16*, f32*" }
+kernels! { DOWN_BACKWARD_DROPPED = "moe_down_backward", "moe_nf4_down_backward_drop":
+"const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "const bf16*, const f32*, bf16*, f32*" }
 kernels! { GATE_UP_BACKWARD = "moe_gate_up_backward", "moe_nf4_gate_up_backward":
 "const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "i32, i32, bf16*" }
 const SUM_SHARES: Kernel = Kernel::new("moe_sum_shares", "const f32*, i32, const u32*, i32, f32*");
@@ -114,6 +116,7 @@ impl ExpertsCall<'_> {
         let (slots_count, pieces) = (self.routing.slots().len(), width.div_ceil(SHARE));
         let mut shares = gpu.empty::<f32>(slots_count * pieces)?;
         let [threshold, key, scale] = dropped(self.dropout(2));
+        let kernels = if self.dropout(2).is_some() { &DOWN_BACKWARD_DROPPED } else { &DOWN_BACKWARD };
         each_group(self.experts, Matrices::Down, slots_count, |weights, range| {
             let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
             let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
@@ -152,7 +155,7 @@ impl ExpertsCall<'_> {
                 to,
                 shares,
             ];
-            gpu.launch(self.variant(&DOWN_BACKWARD, weights), self.shape(width.div_ceil(TILE_COLUMNS)), arguments)
+            gpu.launch(self.variant(kernels, weights), self.shape(width.div_ceil(TILE_COLUMNS)), arguments)
         })?;
         let arguments = [
             (&shares).into(),
@@ -164,7 +167,6 @@ impl ExpertsCall<'_> {
         gpu.launch(&SUM_SHARES, Shape::of(slots_count.div_ceil(256) as u32, 256), arguments)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is another operand")]
     fn lora_gradients(
         &self,
         lora: &GpuExpertLora,
@@ -194,18 +196,18 @@ impl ExpertsCall<'_> {
         Ok(())
     }
 
-    /// Both updates at once where nothing is dropped; else each by itself, since each has a mask of its own.
+    /// All at once where nothing is dropped; else each update by itself, since each has a mask of its own.
     fn through_gate_up(&self, d_gate_up: &Buffer<bf16>, d_low: &Buffer<bf16>, d_rows: &mut Buffer<bf16>) -> Result<()> {
         let [gate, up, _] = self.ranks();
-        if self.dropout(0).is_none() && self.dropout(1).is_none() {
-            let all = Part { first: 0, rank: gate + up, which: 0, main: true };
-            return self.through_part(d_gate_up, d_low, all, d_rows);
+        let apart = self.dropout(0).is_some() || self.dropout(1).is_some();
+        let rank = if apart { 0 } else { gate + up };
+        self.through_part(d_gate_up, d_low, Part { first: 0, rank, which: 0, main: true }, d_rows)?;
+        for (which, first, rank) in [(0, 0, gate), (1, gate, up)] {
+            if apart && rank > 0 {
+                self.through_part(d_gate_up, d_low, Part { first, rank, which, main: false }, d_rows)?;
+            }
         }
-        self.through_part(d_gate_up, d_low, Part { first: 0, rank: gate, which: 0, main: true }, d_rows)?;
-        if up == 0 {
-            return Ok(());
-        }
-        self.through_part(d_gate_up, d_low, Part { first: gate, rank: up, which: 1, main: false }, d_rows)
+        Ok(())
     }
 
     fn through_part(

@@ -28,7 +28,7 @@ pub(super) enum Stored {
     /// bf16: `[experts, 2 · width, hidden]` with gate's rows first, and `[experts, hidden, width]`.
     Plain { gate_up: Buffer<bf16>, down: Buffer<bf16> },
     /// NF4: each expert's gate and up, and its down.
-    Nf4 { gate_up: Nf4Group, down: Nf4Group },
+    Nf4 { gate_up: Box<Nf4Group>, down: Box<Nf4Group> },
 }
 
 /// Matrices of one size in NF4, one behind the other; each was quantised by itself.
@@ -53,7 +53,7 @@ impl GpuExperts {
     /// Room for experts in NF4, with double quantisation or without, which [`GpuExperts::set`] fills.
     pub fn nf4(gpu: &Gpu, experts: usize, hidden: usize, width: usize, double: bool) -> Result<Self> {
         check(experts, hidden, width)?;
-        let group = |matrices| Nf4Group::new(gpu, matrices, hidden * width, double);
+        let group = |matrices| Nf4Group::new(gpu, matrices, hidden * width, double).map(Box::new);
         let stored = Stored::Nf4 { gate_up: group(2 * experts)?, down: group(experts)? };
         Ok(Self { experts, hidden, width, stored })
     }

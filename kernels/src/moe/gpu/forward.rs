@@ -207,10 +207,11 @@ impl ExpertsCall<'_> {
 
     /// Two blocks a multiprocessor, for tiles of so many columns of tiles.
     pub(super) fn shape(&self, columns: usize) -> Shape {
-        /// Two stages with 64 of k at a time, or four with 32: so many of 128 columns and of the rows.
-        const STAGED: usize = 128;
         let gpu = self.experts.gpu();
-        let shared = (self.routing.tile_rows() + TILE_COLUMNS) * STAGED * size_of::<bf16>();
+        let rows = self.routing.tile_rows();
+        // Values of k in all stages: two of 64 or four of 32; half as many again where tiles are small.
+        let staged = if rows == SMALL_TILE_ROWS { 192 } else { 128 };
+        let shared = (rows + TILE_COLUMNS) * staged * size_of::<bf16>();
         Shape::of(gpu.blocks(self.routing.tile_bound() * columns, 2), 128).with_shared(shared)
     }
 

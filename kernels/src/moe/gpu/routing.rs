@@ -331,8 +331,8 @@ fn tile_bound(rows: usize, experts: usize, tile_rows: usize) -> usize {
 /// The kernel whose lanes hold so many logits.
 fn variant(kernels: &[Kernel; 3], experts: usize) -> &Kernel {
     &kernels[match experts {
-        ..=128 => 0,
-        ..=512 => 1,
+        0..=128 => 0,
+        129..=512 => 1,
         _ => 2,
     }]
 }

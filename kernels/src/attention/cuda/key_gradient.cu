@@ -20,6 +20,8 @@ struct Attention {
     global<bf16> dk, dv;
     global<float> parts;
     int tokens, heads, key_heads, width;
+    // Query heads of a block.
+    int each;
     float scale;
 };
 
@@ -94,9 +96,9 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
     DYNAMIC_SHARED(bf16, keys);
     shared<bf16> values = keys + KEYS * WIDTH, queries = values + KEYS * WIDTH, gradients = queries + ROWS * WIDTH;
     shared<bf16> weights = gradients + ROWS * WIDTH, changed = weights + KEYS * ROWS;
-    int tokens = given.tokens, parts = int(gridDim.x) / given.key_heads, each = given.heads / int(gridDim.x);
-    int key_head = int(blockIdx.x) / parts, first = int(blockIdx.y) * KEYS;
-    int head = int(blockIdx.x) * each, last_head = head + each - 1;
+    int tokens = given.tokens, first = int(blockIdx.y) * KEYS;
+    int head = int(blockIdx.x) * given.each, last_head = head + given.each - 1;
+    int key_head = head / (given.heads / given.key_heads);
     int end = int(given.ends[min(first + KEYS, tokens) - 1]) - first;
 
     auto head_of = [&](global<const bf16> matrix, int number) {
@@ -148,11 +150,11 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
         store_tile<ROWS>(weights, key, column, scores);
         store_tile<ROWS>(changed, key, column, changes);
         sync_block();
-        if (next_head <= last_head) described = describe(next_head, next);
         multiply_columns<ROWS>(dv, weights, of_weights, gradients, of_sums);
         sync_block();
         if (next_head <= last_head) copy_rows<WIDTH, ROWS, THREADS>(gradients, head_of(given.gradient, next_head), first + next);
         commit_async();
+        if (next_head <= last_head) described = describe(next_head, next);
         multiply_columns<ROWS>(dk, changed, of_weights, queries, of_sums);
         if (next_head > last_head) break;
         query = next;
@@ -160,7 +162,7 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
     }
     scale_all(dk, given.scale);
     if (given.parts) {
-        int stride = given.key_heads * given.width;
+        int stride = given.key_heads * given.width, parts = int(gridDim.x) / given.key_heads;
         uint64_t all = uint64_t(tokens) * stride, part = blockIdx.x % parts;
         auto to = given.parts + part * all + key_head * given.width;
         write_part(to, dk, first + row, tokens, stride, beside, given.width);
@@ -183,9 +185,10 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
     extern "C" __global__ void __launch_bounds__(warps * WARP, blocks)                                                         \
         name(global<const bf16> q, global<const bf16> k, global<const bf16> v, global<const bf16> gradient,                    \
              global<const float> log_sums, global<const float> deltas, global<const uint32_t> ends, global<bf16> dk,           \
-             global<bf16> dv, global<float> parts, int tokens, int heads, int key_heads, int head_width, float scale) {        \
+             global<bf16> dv, global<float> parts, int tokens, int heads, int key_heads, int head_width, int each,            \
+        float scale) {        \
         change_keys<width, keys, rows, warps, across, down>({q, k, v, gradient, log_sums, deltas, ends, dk, dv, parts, tokens, \
-                                                             heads, key_heads, head_width, scale});                            \
+                                                             heads, key_heads, head_width, each, scale});                            \
     }
 
 KEYS(attention_keys_32, 3, 32, 64, 64, 4, 2, 2)

@@ -184,7 +184,8 @@ template <int WIDTH, int M, int N> DEVICE void store_tile(shared<bf16> tile, int
 }
 
 // Rows of a tile, by `threads` threads of which this is number `thread`, 16 bytes at a time.
-template <int WIDTH> DEVICE void write_rows(const Head<bf16>& to, int token, int rows, shared<const bf16> tile, int row, int thread, int threads) {
+template <int WIDTH>
+DEVICE void write_rows(const Head<bf16>& to, int token, int rows, shared<const bf16> tile, int row, int thread, int threads) {
     constexpr int PIECES = WIDTH / 8;
     for (int number = thread; number < rows * PIECES; number += threads) {
         int line = number / PIECES, piece = number % PIECES;

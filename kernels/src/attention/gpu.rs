@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 const FORWARD: &str = "const bf16*, const bf16*, const bf16*, bf16*, f32*, const u32*, i32, i32, i32, i32, f32";
 const QUERIES: &str = "const bf16*, const bf16*, const bf16*, const bf16*, const bf16*, const f32*, const u32*, f32*, bf16*, i32, i32, i32, i32, f32";
-const KEYS: &str = "const bf16*, const bf16*, const bf16*, const bf16*, const f32*, const f32*, const u32*, bf16*, bf16*, f32*, i32, i32, i32, i32, f32";
+const KEYS: &str = "const bf16*, const bf16*, const bf16*, const bf16*, const f32*, const f32*, const u32*, bf16*, bf16*, f32*, i32, i32, i32, i32, i32, f32";
 const ADD_PARTS: Kernel = Kernel::new("attention_add_parts", "const f32*, i32, bf16*, bf16*, u64");
 
 /// Widths of heads that there are kernels for; others are filled up with zeros in shared memory.
@@ -234,6 +234,7 @@ impl GpuAttention<'_> {
             query.into(),
             key.into(),
             width.into(),
+            ((self.heads.query / self.heads.key_value / number) as i32).into(),
             self.scale().into(),
         ];
         tile.launch(gpu, self.heads.key_value * number, self.documents.tokens(), arguments)?;

@@ -20,11 +20,13 @@ struct Attention {
     float scale;
 };
 
-// Scores become weights, relative to the row's largest score so far; what was summed before is made relative to it too.
+// Makes what was summed before relative to a row's largest score so far. That soon stays as it is, and then nothing is to do.
 template <int M, int N, int D>
-DEVICE void soften(float (&scores)[M][N][4], float (&sums)[M][D][4], float (&top)[M][2], float (&total)[M][2], float scale) {
+DEVICE void rebase(const float (&scores)[M][N][4], float (&sums)[M][D][4], float (&top)[M][2], float (&total)[M][2], float scale) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
+        float before[2];
+        bool same = true;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float largest = top[m][i];
@@ -32,24 +34,39 @@ DEVICE void soften(float (&scores)[M][N][4], float (&sums)[M][D][4], float (&top
             for (int n = 0; n < N; n++) largest = fmaxf(largest, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
             largest = fmaxf(largest, shuffle_xor(largest, 1));
             largest = fmaxf(largest, shuffle_xor(largest, 2));
-            // A row that has seen nothing yet has no largest score.
-            float zero = largest == -INFINITY ? 0.0f : largest * scale;
-            float before = fast_exp2(fused(top[m][i], scale, -zero));
+            same = same && top[m][i] == largest;
+            // A row that had seen nothing has no sums.
+            before[i] = top[m][i] == -INFINITY ? 0.0f : fast_exp2((top[m][i] - largest) * scale);
             top[m][i] = largest;
-            float all = 0;
+        }
+        if (vote_all(same)) continue;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            total[m][i] *= before[i];
+#pragma unroll
+            for (int d = 0; d < D; d++) {
+                sums[m][d][2 * i] *= before[i];
+                sums[m][d][2 * i + 1] *= before[i];
+            }
+        }
+    }
+}
+
+// Scores become weights, relative to the row's largest score so far.
+template <int M, int N> DEVICE void soften(float (&scores)[M][N][4], const float (&top)[M][2], float (&total)[M][2], float scale) {
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            // Of a row that has seen nothing yet, all weights are 0.
+            float zero = top[m][i] == -INFINITY ? 0.0f : top[m][i] * scale;
 #pragma unroll
             for (int n = 0; n < N; n++) {
 #pragma unroll
                 for (int j = 2 * i; j < 2 * i + 2; j++) {
                     scores[m][n][j] = fast_exp2(fused(scores[m][n][j], scale, -zero));
-                    all += scores[m][n][j];
+                    total[m][i] += scores[m][n][j];
                 }
-            }
-            total[m][i] = fused(total[m][i], before, all);
-#pragma unroll
-            for (int d = 0; d < D; d++) {
-                sums[m][d][2 * i] *= before;
-                sums[m][d][2 * i + 1] *= before;
             }
         }
     }
@@ -122,7 +139,8 @@ template <int WIDTH, int ROWS, int KEYS, int WARPS> DEVICE void attend(const Att
         commit_async();
         if (!any) continue;
         if (key < starts[own + 16 * M - 1] || key + KEYS - 1 > own) hide(scores, starts, own, key);
-        soften(scores, sums, top, total, given.scale);
+        rebase(scores, sums, top, total, given.scale);
+        soften(scores, top, total, given.scale);
         multiply_weights<WIDTH>(sums, scores, values, of_values);
     }
     finish(sums, top, total, given, head, first + own);

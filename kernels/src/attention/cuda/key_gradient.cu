@@ -6,9 +6,9 @@
 // products for each pair of tokens and query head.
 //
 // Scores are made with keys as rows. Weights and their gradients go through shared memory once, so that a warp has other rows
-// and columns in the second pair of products than in the first: 2 x 2 or 1 x 4 warps over KEYS x width keep both sums of a warp
-// at 128 registers for every width, and each fragment is used at least twice. Queries are fetched while dout is multiplied, and
-// the other way round.
+// and columns in the second pair of products than in the first: 32 keys and 64 columns of both sums are 128 registers for heads
+// of 128 and 256, and each fragment is used twice at least. Queries are fetched while dout is multiplied, and the other way
+// round.
 #include "attention_tile.h"
 
 namespace {
@@ -20,6 +20,8 @@ struct Attention {
     global<bf16> dk, dv;
     global<float> parts;
     int tokens, heads, key_heads, width;
+    // Query heads of a block.
+    int each;
     float scale;
 };
 
@@ -83,6 +85,39 @@ DEVICE void write_part(global<float> to, const float (&sums)[M][N][4], int token
     }
 }
 
+// Writes a block's sums: as gradients where it has all query heads of its key head, else as a part of them. All have read their
+// last of keys and values.
+template <int WIDTH, int KEYS, int THREADS, int M, int N>
+DEVICE void finish(const Attention& given, float (&dk)[M][N][4], const float (&dv)[M][N][4], shared<bf16> keys, shared<bf16> values,
+                   int row, int column) {
+    int first = int(blockIdx.y) * KEYS, key_head = int(blockIdx.x) * given.each / (given.heads / given.key_heads);
+    int stride = given.key_heads * given.width, parts = int(gridDim.x) / given.key_heads;
+    scale_all(dk, given.scale);
+    if (given.parts) {
+        uint64_t all = uint64_t(given.tokens) * stride, part = blockIdx.x % parts;
+        auto to = given.parts + part * all + key_head * given.width;
+        write_part(to, dk, first + row, given.tokens, stride, column, given.width);
+        write_part(to + parts * all, dv, first + row, given.tokens, stride, column, given.width);
+        return;
+    }
+    store_tile<WIDTH>(keys, row, column, dk);
+    store_tile<WIDTH>(values, row, column, dv);
+    sync_block();
+    Head<bf16> to_keys(given.dk, given.tokens, given.key_heads, key_head, given.width);
+    Head<bf16> to_values(given.dv, given.tokens, given.key_heads, key_head, given.width);
+    write_rows<WIDTH>(to_keys, first, KEYS, keys, 0, int(threadIdx.x), THREADS);
+    write_rows<WIDTH>(to_values, first, KEYS, values, 0, int(threadIdx.x), THREADS);
+}
+
+// A thread's log-sum or delta of ROWS queries: the first threads have those, the next ones these.
+template <int ROWS> DEVICE float describe(const Attention& given, int head, int token) {
+    int number = int(threadIdx.x);
+    token += number % ROWS;
+    if (number >= 2 * ROWS || token >= given.tokens) return 0.0f;
+    if (number < ROWS) return given.log_sums[int64_t(head) * given.tokens + token] * LOG2_E;
+    return float(given.deltas[head * delta_rows(given.tokens) + token]);
+}
+
 // Of scores a warp has 1 / ACROSS of the keys and 1 / ALONG of the queries; of sums 1 / DOWN of the keys.
 template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE void change_keys(const Attention& given) {
     constexpr int THREADS = WARPS * WARP, ALONG = WARPS / ACROSS, BESIDE = WARPS / DOWN;
@@ -94,9 +129,9 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
     DYNAMIC_SHARED(bf16, keys);
     shared<bf16> values = keys + KEYS * WIDTH, queries = values + KEYS * WIDTH, gradients = queries + ROWS * WIDTH;
     shared<bf16> weights = gradients + ROWS * WIDTH, changed = weights + KEYS * ROWS;
-    int tokens = given.tokens, parts = int(gridDim.x) / given.key_heads, each = given.heads / int(gridDim.x);
-    int key_head = int(blockIdx.x) / parts, first = int(blockIdx.y) * KEYS;
-    int head = int(blockIdx.x) * each, last_head = head + each - 1;
+    int tokens = given.tokens, first = int(blockIdx.y) * KEYS;
+    int head = int(blockIdx.x) * given.each, last_head = head + given.each - 1;
+    int key_head = head / (given.heads / given.key_heads);
     int end = int(given.ends[min(first + KEYS, tokens) - 1]) - first;
 
     auto head_of = [&](global<const bf16> matrix, int number) {
@@ -107,14 +142,7 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
     copy_rows<WIDTH, ROWS, THREADS>(gradients, head_of(given.gradient, head), first);
     commit_async();
     for (int i = threadIdx.x; i < KEYS; i += THREADS) ends[i] = first + i < tokens ? int(given.ends[first + i]) - first : 0;
-    // A thread's log-sum or delta of the queries that come next.
-    auto describe = [&](int number, int query) {
-        int row = int(threadIdx.x) % ROWS, token = first + query + row;
-        if (int(threadIdx.x) >= 2 * ROWS || token >= tokens) return 0.0f;
-        if (int(threadIdx.x) < ROWS) return given.log_sums[int64_t(number) * tokens + token] * LOG2_E;
-        return float(given.deltas[number * delta_rows(tokens) + token]);
-    };
-    float described = describe(head, 0);
+    float described = describe<ROWS>(given, head, first);
 
     int warp = warp_of_thread(), key = warp / ALONG * 16 * M, column = warp % ALONG * 8 * N;
     int row = warp / BESIDE * 16 * R, beside = warp % BESIDE * 8 * D;
@@ -148,55 +176,40 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
         store_tile<ROWS>(weights, key, column, scores);
         store_tile<ROWS>(changed, key, column, changes);
         sync_block();
-        if (next_head <= last_head) described = describe(next_head, next);
         multiply_columns<ROWS>(dv, weights, of_weights, gradients, of_sums);
         sync_block();
         if (next_head <= last_head) copy_rows<WIDTH, ROWS, THREADS>(gradients, head_of(given.gradient, next_head), first + next);
         commit_async();
+        if (next_head <= last_head) described = describe<ROWS>(given, next_head, first + next);
         multiply_columns<ROWS>(dk, changed, of_weights, queries, of_sums);
         if (next_head > last_head) break;
         query = next;
         head = next_head;
     }
-    scale_all(dk, given.scale);
-    if (given.parts) {
-        int stride = given.key_heads * given.width;
-        uint64_t all = uint64_t(tokens) * stride, part = blockIdx.x % parts;
-        auto to = given.parts + part * all + key_head * given.width;
-        write_part(to, dk, first + row, tokens, stride, beside, given.width);
-        write_part(to + parts * all, dv, first + row, tokens, stride, beside, given.width);
-        return;
-    }
-    // All have read their last of keys and values.
-    store_tile<WIDTH>(keys, row, beside, dk);
-    store_tile<WIDTH>(values, row, beside, dv);
-    sync_block();
-    Head<bf16> to_keys(given.dk, tokens, given.key_heads, key_head, given.width);
-    Head<bf16> to_values(given.dv, tokens, given.key_heads, key_head, given.width);
-    write_rows<WIDTH>(to_keys, first, KEYS, keys, 0, int(threadIdx.x), THREADS);
-    write_rows<WIDTH>(to_values, first, KEYS, values, 0, int(threadIdx.x), THREADS);
+    finish<WIDTH, KEYS, THREADS>(given, dk, dv, keys, values, row, beside);
 }
 
 }  // namespace
 
-#define KEYS(name, blocks, width, keys, rows, warps, across, down)                                                             \
+#define KEY_GRADIENT(name, blocks, width, keys, rows, warps, across, down)                                                     \
     extern "C" __global__ void __launch_bounds__(warps * WARP, blocks)                                                         \
         name(global<const bf16> q, global<const bf16> k, global<const bf16> v, global<const bf16> gradient,                    \
              global<const float> log_sums, global<const float> deltas, global<const uint32_t> ends, global<bf16> dk,           \
-             global<bf16> dv, global<float> parts, int tokens, int heads, int key_heads, int head_width, float scale) {        \
-        change_keys<width, keys, rows, warps, across, down>({q, k, v, gradient, log_sums, deltas, ends, dk, dv, parts, tokens, \
-                                                             heads, key_heads, head_width, scale});                            \
+             global<bf16> dv, global<float> parts, int tokens, int heads, int key_heads, int head_width, int each,             \
+             float scale) {                                                                                                    \
+        change_keys<width, keys, rows, warps, across, down>({q, k, v, gradient, log_sums, deltas, ends, dk, dv, parts,         \
+                                                             tokens, heads, key_heads, head_width, each, scale});              \
     }
 
-KEYS(attention_keys_32, 3, 32, 64, 64, 4, 2, 2)
+KEY_GRADIENT(attention_keys_32, 3, 32, 64, 64, 4, 2, 2)
 KERNEL(attention_keys_32)
-KEYS(attention_keys_64, 2, 64, 64, 64, 4, 2, 2)
+KEY_GRADIENT(attention_keys_64, 2, 64, 64, 64, 4, 2, 2)
 KERNEL(attention_keys_64)
-KEYS(attention_keys_128, 2, 128, 64, 64, 4, 2, 2)
+KEY_GRADIENT(attention_keys_128, 2, 128, 64, 64, 4, 2, 2)
 KERNEL(attention_keys_128)
-KEYS(attention_keys_256, 1, 256, 32, 32, 4, 2, 1)
+KEY_GRADIENT(attention_keys_256, 1, 256, 32, 32, 4, 2, 1)
 KERNEL(attention_keys_256)
-KEYS(attention_keys_256_tall, 1, 256, 64, 64, 8, 4, 2)
+KEY_GRADIENT(attention_keys_256_tall, 1, 256, 64, 64, 8, 4, 2)
 KERNEL(attention_keys_256_tall)
 
 // The parts of both gradients, each added in order: 16 bytes read for every part, 8 written.

@@ -21,7 +21,8 @@ struct Attention {
 
 // sum(dout * out) of a warp's rows, and their log-sums for powers of 2, 0 where there is no row.
 template <int WIDTH>
-DEVICE void describe_rows(const Attention& given, int head, int first, int own, int rows, shared<float> log_sums, global<float> deltas) {
+DEVICE void describe_rows(const Attention& given, int head, int first, int own, int rows, shared<float> log_sums,
+                          global<float> deltas) {
     constexpr int PIECES = WIDTH / 8;
     int lane = lane_index(), column = lane % PIECES * 8;
     Head<const bf16> out(given.out, given.tokens, given.heads, head, given.width);
@@ -129,7 +130,7 @@ template <int WIDTH, int ROWS, int KEYS, int WARPS> DEVICE void change_queries(c
 
 }  // namespace
 
-#define QUERIES(name, blocks, width, rows, keys, warps)                                                                        \
+#define QUERY_GRADIENT(name, blocks, width, rows, keys, warps)                                                                 \
     extern "C" __global__ void __launch_bounds__(warps * WARP, blocks)                                                         \
         name(global<const bf16> q, global<const bf16> k, global<const bf16> v, global<const bf16> out,                         \
              global<const bf16> gradient, global<const float> log_sums, global<const uint32_t> starts, global<float> deltas,   \
@@ -138,13 +139,13 @@ template <int WIDTH, int ROWS, int KEYS, int WARPS> DEVICE void change_queries(c
                                                   key_heads, head_width, scale});                                              \
     }
 
-QUERIES(attention_queries_32, 4, 32, 64, 64, 4)
+QUERY_GRADIENT(attention_queries_32, 4, 32, 64, 64, 4)
 KERNEL(attention_queries_32)
-QUERIES(attention_queries_64, 2, 64, 128, 32, 4)
+QUERY_GRADIENT(attention_queries_64, 2, 64, 128, 32, 4)
 KERNEL(attention_queries_64)
-QUERIES(attention_queries_128, 2, 128, 128, 32, 4)
+QUERY_GRADIENT(attention_queries_128, 2, 128, 128, 32, 4)
 KERNEL(attention_queries_128)
-QUERIES(attention_queries_256, 2, 256, 64, 32, 4)
+QUERY_GRADIENT(attention_queries_256, 2, 256, 64, 32, 4)
 KERNEL(attention_queries_256)
-QUERIES(attention_queries_256_tall, 1, 256, 128, 32, 8)
+QUERY_GRADIENT(attention_queries_256_tall, 1, 256, 128, 32, 8)
 KERNEL(attention_queries_256_tall)

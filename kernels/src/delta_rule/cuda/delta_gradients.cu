@@ -377,7 +377,7 @@ template <int DK> DEVICE void load_stage(const Stage<DK>& stage, const Problem& 
     load_tile<CHUNK, DEPTH>(stage.written, p.written + at, stride, p.rows, p.dv - column, thread, THREADS);
     const int64_t value = p.first * p.width + 2 * p.key_heads * p.dk + head * p.dv + column;
     load_tile<CHUNK, DEPTH>(stage.values, p.dqkv + value, p.width, p.rows, p.dv - column, thread, THREADS);
-    if (column == 0) load_factors(stage.factors, p.factors, p.first, p.rows, p.heads, head, thread);
+    if (column == 0) load_factors(stage.factors, p.factors, FOR_GRADIENTS, p.first, p.rows, p.heads, head, thread);
 }
 
 template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
@@ -463,8 +463,9 @@ DEVICE void finish_head(Gradients<DK>& gradients, const Tiles<DK>& tiles, const 
             if (lane.group == 0) tiles.column_sums()[gradients.row / 32 * CHUNK + to] = sum;
         }
     }
-    // A chunk that a state follows is full.
-    float all = over_group(over_place(kept + fast_exp(tiles.factors_of(head)[(CHUNK - 1) * FACTORS + SUM]) * gradients.through));
+    // A chunk that a state follows is whole.
+    if (p.after != NO_STATE) kept += whole_decay(tiles.factors_of(head)) * gradients.through;
+    float all = over_group(over_place(kept));
     if (lane.number == 0) tiles.totals[warp] = all;
     sync_block();
     if (warp == 0) gates(tiles, lane, p, member);

@@ -1,12 +1,12 @@
 // What a chunk of up to 64 tokens needs before any state is known, for one key head and its value heads:
-//   factors    E key_dim^(-1/2) / |q|, E / |k|, exp(G_C - G) / |k|, G          (f32, 4 for each token and value head)
-//   solution   (I + L)^-1 diag(beta),  L = strictly_lower(beta K K^T D)        (bf16, 64 for each token and value head)
-//   weights    P = tril(Q K^T D),      D_ij = exp(G_i - G_j)                   (bf16, 64 for each token and value head)
+//   factors    E key_dim^(-1/2) / |q|, E / |k|, exp(G_C - G) / |k|, and beta or G
+//   solution   U = (I + L)^-1 - I,   L = strictly_lower(beta K K^T D)   (bf16, 64 for each token and value head)
+//   weights    P = tril(Q K^T D),    D_ij = exp(G_i - G_j)              (bf16, 64 for each token and value head)
 // with q and k divided by their lengths. A block does one chunk of one key head, all blocks at once: K K^T and Q K^T are
 // made once for all value heads, from the raw bf16 rows (the lengths are factors of rows and columns in f32), so nothing is
-// rounded before the inverse. That is exact in f32 within 16 x 16 (forward substitution, a column for each thread) and goes
+// rounded before the inverse, and of the inverse not the diagonal, its largest part. That is exact in f32 within 16 x 16 (forward substitution, a column for each thread) and goes
 // on by doubling, 16 to 32 to 64, with tf32 products: T21 = -T22 (L21 T11).
-// It reads 2 x 16 KB and writes 2 x 8 KB for each value head (17 KB with the factors): at 8k tokens some 135 MB, 30 us of an
+// It reads 2 x 16 KB and writes 2 x 8 KB for each value head (18 KB with the factors): at 8k tokens some 140 MB, 30 us of an
 // H200; its 2.6 MFLOP for each block are less than that. Three blocks of a multiprocessor and more hide each other's
 // substitutions.
 #include "delta_tiles.h"
@@ -201,8 +201,11 @@ DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const fl
         sync_block();
         if (thread < rows) {
             float sum = sums[thread], decay = expf(sum), scale = k_scale[thread];
-            float4 four = {decay * q_scale[thread], decay * scale, expf(sums[CHUNK - 1] - sum) * scale, sum};
-            store(factors + ((first + thread) * heads + head) * FACTORS, four);
+            float4 four = {decay * q_scale[thread], decay * scale, expf(sums[CHUNK - 1] - sum) * scale, betas[thread]};
+            global<float> to = factors + ((first + thread) * heads + head) * (SETS * FACTORS);
+            store(to + FOR_WALKS * FACTORS, four);
+            four.w = sum;
+            store(to + FOR_GRADIENTS * FACTORS, four);
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -243,7 +246,7 @@ DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const fl
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     int to = column + 2 * j + e;
-                    two[e] = to <= row ? inverse[row * STRIDE + to] * betas[to] : 0.0f;
+                    two[e] = to < row ? inverse[row * STRIDE + to] : 0.0f;
                 }
                 pairs[j] = pack(two[0], two[1]);
             }

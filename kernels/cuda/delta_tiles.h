@@ -11,6 +11,10 @@
 namespace delta {
 
 constexpr int CHUNK = 64;
+// Above this, softplus is the identity.
+constexpr float SOFTPLUS_LINEAR = 20.0f;
+// Added to a sum of squares before its root.
+constexpr float EPSILON = 1e-6f;
 // In the table of chunks: there is no state, since a document begins or ends here.
 constexpr uint32_t NO_STATE = 0xffffffffu;
 // Of the factors of a token in a value head, with E = exp(G), G the sum of log decays in the chunk up to the token,
@@ -109,6 +113,19 @@ DEVICE void load_factors(shared<float> to, global<const float> from, Set set, in
     bool there = thread < rows;
     int64_t at = (((first + (there ? thread : 0)) * heads + head) * SETS + set) * FACTORS;
     copy_async(to + thread * FACTORS, from + at, there ? 16 : 0);
+}
+
+// 1/|q| or 1/|k| of a row of a tile.
+template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int column = 0; column < DK; column += 8) {
+        uint4 eight = load<uint4>(tile + place<DK>(row, column));
+        const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum += low(pairs[i]) * low(pairs[i]) + high(pairs[i]) * high(pairs[i]);
+    }
+    return 1.0f / sqrtf(sum + EPSILON);
 }
 
 // exp(G_C) of a whole chunk, from the factors of its last token.

@@ -7,10 +7,10 @@
 // transposed: the result of one product is the left operand of the next in the very registers it stands in, so that only
 // K S goes through shared memory, to add both halves. Readers make the outputs beside them, 16 tokens each, from a bf16 copy
 // of S^T and N^T in shared memory. Of a chunk, 84 mma of a writer's are in a row, 232 if one warp did all.
-// K, Q, U, P, V are copied a chunk ahead; a block has 98 KB at W = 32, one of which fits everywhere (two on an H100). W = 64
-// halves what is read of K, Q, U and P again and again; W = 32 is for few documents, where blocks would be missing.
+// K, Q, U, P, V are copied a chunk ahead; a block has 98 KB at W = 32, which fits everywhere, 130 KB at W = 64.
+// W = 64 halves what is read of K, Q, U and P again and again; W = 32 is for few documents, where blocks would be missing.
 // At 8k tokens: 33 GFLOP beside 0.4 GB of reads that mostly hit L2 and 67 MB of outputs (and as much of N and twice of states
-// where backward wants them): 0.1 ms of an H200 where documents are many, 0.15 ms for a single one.
+// where backward wants them): 0.1 ms of an H200 are expected where documents are many, 0.15 ms for a single one.
 #include "delta_tiles.h"
 
 namespace {

@@ -18,24 +18,8 @@ using namespace delta;
 constexpr int THREADS = 128;
 // A row of a square in f32: 4 floats more, so that fragments lie in different banks.
 constexpr int STRIDE = CHUNK + 4;
-// Above this, softplus is the identity.
-constexpr float SOFTPLUS_LINEAR = 20.0f;
-// Added to a sum of squares before its root.
-constexpr float EPSILON = 1e-6f;
 
 DEVICE float softplus(float x) { return x > SOFTPLUS_LINEAR ? x : log1pf(expf(x)); }
-
-template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int column = 0; column < DK; column += 8) {
-        uint4 eight = load<uint4>(tile + place<DK>(row, column));
-        const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum += low(pairs[i]) * low(pairs[i]) + high(pairs[i]) * high(pairs[i]);
-    }
-    return 1.0f / sqrtf(sum + EPSILON);
-}
 
 // The rows 16 m.. of Q K^T and K K^T, with spread columns, in the first 32 columns and where they reach below the diagonal
 // in the others.

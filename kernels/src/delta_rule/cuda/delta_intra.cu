@@ -4,10 +4,11 @@
 //   weights    P = tril(Q K^T D),    D_ij = exp(G_i - G_j)              (bf16, 64 for each token and value head)
 // with q and k divided by their lengths. A block does one chunk of one key head, all blocks at once: K K^T and Q K^T are
 // made once for all value heads, from the raw bf16 rows (the lengths are factors of rows and columns in f32), so nothing is
-// rounded before the inverse, and of the inverse not the diagonal, its largest part. That is exact in f32 within 16 x 16 (forward substitution, a column for each thread) and goes
-// on by doubling, 16 to 32 to 64, with tf32 products: T21 = -T22 (L21 T11).
+// rounded before the inverse, and of the inverse not the diagonal, its largest part. It is made in f32 within 16 x 16
+// (forward substitution, a column for each thread) and goes on by doubling, 16 to 32 to 64, with tf32 products:
+// T21 = -T22 (L21 T11).
 // It reads 2 x 16 KB and writes 2 x 8 KB for each value head (18 KB with the factors): at 8k tokens some 140 MB, 30 us of an
-// H200; its 2.6 MFLOP for each block are less than that. Three blocks of a multiprocessor and more hide each other's
+// H200 at its bandwidth; the 2.6 MFLOP of a block are less than that. Three blocks of a multiprocessor and more hide each other's
 // substitutions.
 #include "delta_tiles.h"
 

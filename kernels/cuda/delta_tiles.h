@@ -11,15 +11,21 @@
 namespace delta {
 
 constexpr int CHUNK = 64;
+// Above this, softplus is the identity.
+constexpr float SOFTPLUS_LINEAR = 20.0f;
+// Added to a sum of squares before its root.
+constexpr float EPSILON = 1e-6f;
 // In the table of chunks: there is no state, since a document begins or ends here.
 constexpr uint32_t NO_STATE = 0xffffffffu;
 // Of the factors of a token in a value head, with E = exp(G), G the sum of log decays in the chunk up to the token,
-// 1/|q| and 1/|k| of the raw rows:
+// 1/|q| and 1/|k| of the raw rows: two sets of four, of which a kernel reads one.
 constexpr int READ = 0;    // E key_dim^(-1/2) / |q|
 constexpr int RECALL = 1;  // E / |k|
 constexpr int KEEP = 2;    // exp(G_C - G) / |k|
-constexpr int SUM = 3;     // G
+constexpr int BETA = 3;    // beta, in the set for walks
+constexpr int SUM = 3;     // G, in the set for gradients
 constexpr int FACTORS = 4;
+enum Set { FOR_WALKS, FOR_GRADIENTS, SETS };
 
 // Where a value of a tile is.
 template <int WIDTH> DEVICE int place(int row, int column) {
@@ -100,12 +106,32 @@ DEVICE void load_tile(shared<bf16> tile, Source from, int64_t stride, int rows, 
     }
 }
 
-// Begins to copy the factors of a chunk's tokens; those of tokens that are not there are 0.
-DEVICE void load_factors(shared<float> to, global<const float> from, int64_t first, int rows, int heads, int head, int thread) {
+// Begins to copy a set of factors of a chunk's tokens; those of tokens that are not there are 0.
+DEVICE void load_factors(shared<float> to, global<const float> from, Set set, int64_t first, int rows, int heads, int head,
+                         int thread) {
     if (thread >= CHUNK) return;
     bool there = thread < rows;
-    int64_t at = ((first + (there ? thread : 0)) * heads + head) * FACTORS;
+    int64_t at = (((first + (there ? thread : 0)) * heads + head) * SETS + set) * FACTORS;
     copy_async(to + thread * FACTORS, from + at, there ? 16 : 0);
+}
+
+// 1/|q| or 1/|k| of a row of a tile.
+template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int column = 0; column < DK; column += 8) {
+        uint4 eight = load<uint4>(tile + place<DK>(row, column));
+        const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum += low(pairs[i]) * low(pairs[i]) + high(pairs[i]) * high(pairs[i]);
+    }
+    return 1.0f / sqrtf(sum + EPSILON);
+}
+
+// exp(G_C) of a whole chunk, from the factors of its last token.
+DEVICE float whole_decay(shared<float> factors) {
+    shared<float> last = factors + (CHUNK - 1) * FACTORS;
+    return last[RECALL] / last[KEEP];
 }
 
 // Where a block is that walks over a document: a value head of it, and the first of its columns.

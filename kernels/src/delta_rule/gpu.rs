@@ -65,8 +65,9 @@ const GRADIENTS: ByKeys<Kernel> = [gradients("delta_gradients_32"), gradients("d
 const CHUNK: usize = 64;
 /// Head sizes are multiples of this, as products of a warp are.
 const GRAIN: usize = 16;
-/// `FACTORS` of the kernels.
+/// `FACTORS` and `SETS` of the kernels.
 const FACTORS: usize = 4;
+const SETS: usize = 2;
 /// Threads of a block of `delta_intra` and `delta_gradients`.
 const INTRA_THREADS: u32 = 128;
 const GRADIENT_THREADS: u32 = 256;
@@ -101,7 +102,7 @@ pub struct GpuSaved {
 /// What chunks need before a state is known.
 #[derive(Debug)]
 struct Within {
-    /// `[token, head, FACTORS]`.
+    /// `[token, head, SETS, FACTORS]`.
     factors: Buffer<f32>,
     /// `[token, head, CHUNK]`.
     solution: Buffer<bf16>,
@@ -162,7 +163,6 @@ impl GpuDeltaRule {
     }
 
     /// Replaces `d_qkv` and `d_ba` by the gradients of `qkv` and `ba` for the output's gradient `dout`.
-    #[expect(clippy::too_many_arguments, reason = "two inputs, their documents, what was saved, and three gradients")]
     pub fn backward(
         &self,
         qkv: &Buffer<bf16>,
@@ -170,8 +170,7 @@ impl GpuDeltaRule {
         chunks: &GpuChunks,
         saved: &GpuSaved,
         dout: &Buffer<bf16>,
-        d_qkv: &mut Buffer<bf16>,
-        d_ba: &mut Buffer<bf16>,
+        (d_qkv, d_ba): (&mut Buffer<bf16>, &mut Buffer<bf16>),
     ) -> Result<()> {
         self.check(qkv, ba, chunks, dout)?;
         self.check(d_qkv, d_ba, chunks, dout)?;
@@ -240,7 +239,7 @@ impl GpuDeltaRule {
     fn within(&self, qkv: &Buffer<bf16>, ba: &Buffer<bf16>, chunks: &GpuChunks) -> Result<Within> {
         let (gpu, rows) = (qkv.gpu(), chunks.tokens() * self.groups.value_heads);
         let mut within = Within {
-            factors: gpu.empty(rows * FACTORS)?,
+            factors: gpu.empty(rows * SETS * FACTORS)?,
             solution: gpu.empty(rows * CHUNK)?,
             weights: gpu.empty(rows * CHUNK)?,
         };
@@ -299,16 +298,17 @@ impl GpuDeltaRule {
         )
     }
 
-    /// How many columns a block of a walk has, by its index in [`COLUMNS`], and how many blocks there are: the more columns,
-    /// the fewer times keys are read, as long as no multiprocessor stays idle.
+    /// How many columns a block of a walk has, by its index in [`COLUMNS`], and how many blocks there are: what takes the
+    /// shortest time if every multiprocessor has one block at a time. Twice the columns take a third longer, as keys are
+    /// read once for all of them and one walk waits where another works.
     fn split(&self, gpu: &Gpu, chunks: &GpuChunks, shared: impl Fn(usize) -> usize) -> (usize, u32) {
         let blocks = |columns: usize| {
             let splits = self.groups.value_dim.div_ceil(COLUMNS[columns]);
             u32::try_from(chunks.count() * self.groups.value_heads * splits).unwrap_or(u32::MAX)
         };
         let facts = gpu.facts();
-        let wide = blocks(1) >= facts.multiprocessors && shared(1) <= facts.shared_per_block;
-        let columns = usize::from(wide && self.groups.value_dim > COLUMNS[0]);
+        let [few, many] = [0, 1].map(|columns| u64::from(blocks(columns).div_ceil(facts.multiprocessors)));
+        let columns = usize::from(4 * many < 3 * few && shared(1) <= facts.shared_per_block);
         (columns, blocks(columns))
     }
 
@@ -331,14 +331,14 @@ impl GpuDeltaRule {
         gpu.empty(chunks.states() * self.state())
     }
 
-    /// Bytes of `Tiles` in `delta_forward`: K twice, Q; T beta and P; V; S and N; exchange, and two chunks' factors.
+    /// Bytes of `Tiles` in `delta_forward`: K twice, Q; U and P; V; S and N; exchange, and two chunks' factors.
     fn forward_shared(&self, columns: usize) -> usize {
         let (keys, columns, warps) = (KEY_DIMS[self.kind], COLUMNS[columns], Self::warps(columns) as usize);
         let half = 3 * CHUNK * keys + 2 * CHUNK * CHUNK + CHUNK * columns + columns * keys + columns * CHUNK;
         2 * half + 4 * (warps * EXCHANGE + 2 * CHUNK * FACTORS)
     }
 
-    /// Bytes of `Tiles` in `delta_backward`: K twice, Q; T beta and P; dO twice; dV; exchange, and two chunks' factors.
+    /// Bytes of `Tiles` in `delta_backward`: K twice, Q; U and P; dO twice; dV; exchange, and two chunks' factors.
     fn backward_shared(&self, columns: usize) -> usize {
         let (keys, columns, warps) = (KEY_DIMS[self.kind], COLUMNS[columns], Self::warps(columns) as usize);
         let half = 3 * CHUNK * keys + 2 * CHUNK * CHUNK + 3 * CHUNK * columns;

@@ -8,7 +8,7 @@
 //! beta = σ(b)                           g = −exp(A_log) · softplus(a + dt_bias)
 //! S ← exp(g) S;   u = beta (v − Sᵀ k);  S ← S + k uᵀ;   o = Sᵀ q
 //! ```
-//! The state starts from zero in every document. The fast version works in chunks (`cpu`), the reference token by
+//! The state starts from zero in every document. The fast versions work in chunks (`cpu`, `gpu`), the reference token by
 //! token.
 
 mod continued;

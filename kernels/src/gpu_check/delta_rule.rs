@@ -9,43 +9,50 @@ use crate::gpu::Buffer;
 use crate::self_test::values::narrow;
 use crate::{Documents, Result};
 
-/// Key heads, value heads, their sizes; lengths of documents; what is added to the logarithm of all decays' rates.
-const SMALL: [([usize; 4], &[usize], f64); 9] = [
-    ([1, 1, 16, 16], &[1], 0.0),
-    ([2, 4, 16, 16], &[65, 1, 3, 64], 0.0),
-    ([1, 2, 32, 32], &[63, 128, 1, 1, 2], 0.0),
-    ([1, 3, 16, 48], &[17, 129], 0.0),
-    ([2, 2, 32, 80], &[70], 0.0),
+/// Key heads, value heads, their sizes; lengths of documents; what is added to the logarithm of all decays' rates, and to
+/// all queries, keys and values: with 1, keys are alike as they are behind a convolution's activation, and a chunk's
+/// inverse is far from the identity.
+const SMALL: [([usize; 4], &[usize], f64, f64); 11] = [
+    ([1, 1, 16, 16], &[1], 0.0, 0.0),
+    ([2, 4, 16, 16], &[65, 1, 3, 64], 0.0, 0.0),
+    ([1, 2, 32, 32], &[63, 128, 1, 1, 2], 0.0, 0.0),
+    ([1, 3, 16, 48], &[17, 129], 0.0, 0.0),
+    ([2, 2, 32, 80], &[70], 0.0, 0.0),
     // Hardly any decay, over several chunks; and so much of it that a chunk forgets all.
-    ([1, 2, 16, 32], &[300], -6.0),
-    ([1, 2, 16, 32], &[130, 7], 3.0),
-    ([1, 2, 112, 48], &[67, 2], 0.0),
-    ([1, 2, 128, 128], &[130], -2.0),
+    ([1, 2, 16, 32], &[200], -6.0, 0.0),
+    ([1, 2, 16, 32], &[130, 7], 3.0, 0.0),
+    ([1, 1, 32, 32], &[150], -6.0, 0.5),
+    ([1, 1, 32, 32], &[66], 0.0, 1.0),
+    ([1, 2, 112, 32], &[2, 65], 0.0, 0.3),
+    ([1, 1, 128, 48], &[66], -2.0, 0.0),
 ];
-const REAL: [([usize; 4], &[usize], f64); 4] = [
-    ([4, 8, 128, 128], &[63, 1, 200, 64], 0.0),
-    ([2, 4, 128, 128], &[500], -6.0),
-    ([2, 2, 128, 128], &[257, 128], 3.0),
-    ([2, 4, 64, 96], &[127, 129], -1.0),
+const REAL: [([usize; 4], &[usize], f64, f64); 5] = [
+    ([8, 16, 128, 128], &[63, 1, 200, 64], 0.0, 0.0),
+    ([2, 4, 128, 128], &[500], -6.0, 0.0),
+    ([2, 2, 128, 128], &[500], -4.0, 0.5),
+    ([2, 2, 128, 128], &[257, 128], 3.0, 0.0),
+    ([2, 4, 64, 96], &[127, 129], -1.0, 1.0),
 ];
 
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
     let shapes: &[_] = if checks.sizes == Sizes::Small { &SMALL } else { &REAL };
-    for &([key_heads, value_heads, key_dim, value_dim], lengths, rate) in shapes {
+    for &([key_heads, value_heads, key_dim, value_dim], lengths, rate, alike) in shapes {
         let groups = HeadGroups { key_heads, value_heads, key_dim, value_dim };
-        checks.case(format!("delta rule {lengths:?} x {groups:?}, rates of decay e^{rate}"));
+        checks.case(format!("delta rule {lengths:?} x {groups:?}, rates of decay e^{rate}, alike {alike}"));
         let a_log: Vec<f64> = checks.random.values(value_heads).iter().map(|value| 2.0 * value - 1.0 + rate).collect();
         let dt_bias = narrow(&checks.random.values(value_heads));
         let parameters = Parameters { groups, a_log: narrow(&a_log).into(), dt_bias: dt_bias.into() };
-        one(checks, &parameters, &Documents::from_lengths(lengths)?)?;
+        one(checks, &parameters, &Documents::from_lengths(lengths)?, alike)?;
     }
     Ok(())
 }
 
-fn one(checks: &mut Checks<'_>, parameters: &Parameters, documents: &Documents) -> Result<()> {
+fn one(checks: &mut Checks<'_>, parameters: &Parameters, documents: &Documents, alike: f64) -> Result<()> {
     let (groups, tokens) = (&parameters.groups, documents.tokens());
     let (width, gates) = (groups.convolved_width(), 2 * groups.value_heads);
-    let (qkv, wide_qkv) = checks.bf16(tokens * width)?;
+    let qkv: Vec<bf16> =
+        checks.random.values(tokens * width).iter().map(|value| bf16::from_f64(value + alike)).collect();
+    let (qkv, wide_qkv) = (checks.gpu.of(&qkv)?, qkv.iter().map(|value| value.to_f64()).collect::<Vec<_>>());
     let (ba, wide_ba) = checks.bf16_within(3.0, tokens * gates)?;
     let (dout, wide_dout) = checks.bf16(tokens * groups.value_width())?;
     let expected = reference::packed(parameters, &wide_qkv, &wide_ba, documents, &wide_dout);
@@ -59,7 +66,7 @@ fn one(checks: &mut Checks<'_>, parameters: &Parameters, documents: &Documents) 
     let saved = rule.forward_saving(&qkv, &ba, &chunks, &mut out)?;
     checks.compare("forward that saves", &out, &expected.out, BF16)?;
     let (mut d_qkv, mut d_ba) = (gpu.empty(qkv.len())?, gpu.empty(ba.len())?);
-    rule.backward(&qkv, &ba, &chunks, &saved, &dout, &mut d_qkv, &mut d_ba)?;
+    rule.backward(&qkv, &ba, &chunks, &saved, &dout, (&mut d_qkv, &mut d_ba))?;
 
     let keys = groups.key_width();
     for (what, from, to) in

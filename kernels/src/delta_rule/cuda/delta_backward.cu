@@ -1,6 +1,6 @@
 // The gradient of the state from the last chunk of a document to the first, and the gradient of the values, for one value
 // head and W of its columns; dS is the gradient of the state after a chunk:
-//   dN = P^T dO + (exp(G_C - G) K) dS      dV = (T beta)^T dN
+//   dN = P^T dO + (exp(G_C - G) K) dS      dV = beta (dN + U^T dN)
 //   dS <- exp(G_C) dS + (E Q)^T dO - (E K)^T dV
 // It leaves dS of every chunk but the last of a document (where it is 0) for delta_gradients, which makes everything else of
 // it, in parallel.
@@ -9,7 +9,7 @@
 // results are left operands where they stand. K dS and P^T dO are made in halves, added through shared memory; 126 mma of a
 // warp's are in a row for each chunk, 232 if one warp did all. dV^T goes out through shared memory, 16 bytes a thread.
 // 94 KB at W = 32, of which one block fits everywhere; 122 KB at W = 64. At 8k tokens 38 GFLOP, 0.4 GB of reads that mostly
-// hit L2, and 0.2 GB of writes: 0.15 ms of an H200.
+// hit L2, and 0.2 GB of writes: 0.15 ms of an H200 are expected.
 #include "delta_tiles.h"
 
 namespace {
@@ -114,16 +114,19 @@ template <int DK, int W> struct Walker {
     }
 
     // dV^T, which both halves compute, and half of it into shared memory.
-    DEVICE void solve(const Tiles<DK, W>& tiles, const Lane& lane) {
+    DEVICE void solve(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
         shared<float> other = tiles.exchange + ((warp ^ 1) * 1024 + lane.number * 4);
         uint32_t written[4][4];
 #pragma unroll
         for (int n = 0; n < 8; n++) {
             float4 four = load<float4>(other + n * 128);
-            written[n / 2][n % 2 * 2] = pack(part[n][0] + four.x, part[n][1] + four.y);
-            written[n / 2][n % 2 * 2 + 1] = pack(part[n][2] + four.z, part[n][3] + four.w);
+            part[n][0] += four.x;
+            part[n][1] += four.y;
+            part[n][2] += four.z;
+            part[n][3] += four.w;
+            written[n / 2][n % 2 * 2] = pack(part[n][0], part[n][1]);
+            written[n / 2][n % 2 * 2 + 1] = pack(part[n][2], part[n][3]);
         }
-        clear(part);
 #pragma unroll
         for (int step = 0; step < 4; step++) {
 #pragma unroll
@@ -133,8 +136,12 @@ template <int DK, int W> struct Walker {
                 two_products(part[2 * n], part[2 * n + 1], written[step], b);
             }
         }
+        shared<float> betas = tiles.factors_of(chunk) + (2 * lane.place * FACTORS + BETA);
 #pragma unroll
         for (int n = 0; n < 8; n++) {
+            float beta[2] = {betas[8 * n * FACTORS], betas[(8 * n + 1) * FACTORS]};
+#pragma unroll
+            for (int i = 0; i < 4; i++) part[n][i] *= beta[i % 2];
             if (n / 4 != half) continue;
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -159,14 +166,15 @@ template <int DK, int W> struct Walker {
     }
 
     // dS^T before the chunk.
-    DEVICE void update(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
+    DEVICE void update(const Tiles<DK, W>& tiles, const Lane& lane, int chunk, bool last) {
         shared<float> factors = tiles.factors_of(chunk);
-        // In the last chunk of a document, which may be shorter, there is nothing yet that decays.
-        float whole = fast_exp(factors[(CHUNK - 1) * FACTORS + SUM]);
+        if (!last) {
+            float whole = whole_decay(factors);
 #pragma unroll
-        for (int n = 0; n < HALF / 8; n++) {
+            for (int n = 0; n < HALF / 8; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) state[n][i] *= whole;
+                for (int i = 0; i < 4; i++) state[n][i] *= whole;
+            }
         }
 #pragma unroll
         for (int step = 0; step < 4; step++) {
@@ -197,7 +205,7 @@ template <int DK, int W> DEVICE void load_ahead(const Tiles<DK, W>& tiles, const
     int64_t token = where.token(chunk), at = token * where.width + (where.key_heads + where.key_head) * where.dk;
     int rows = where.rows(chunk);
     load_tile<CHUNK, DK>(tiles.k_of(chunk), from.qkv + at, where.width, rows, where.dk, threadIdx.x, THREADS);
-    load_factors(tiles.factors_of(chunk), from.factors, token, rows, where.heads, where.head, threadIdx.x);
+    load_factors(tiles.factors_of(chunk), from.factors, FOR_WALKS, token, rows, where.heads, where.head, threadIdx.x);
     at = (token * where.heads + where.head) * where.dv + where.column;
     load_tile<CHUNK, W>(tiles.outputs_of(chunk), from.outputs + at, where.heads * where.dv, rows, where.dv - where.column,
                         threadIdx.x, THREADS);
@@ -241,13 +249,13 @@ DEVICE void backward(const Sources& from, global<const uint32_t> documents, glob
         if (!last) walker.save_state(lane, where, dstates + chunk * state);
         walker.written_part(tiles, lane, chunk, last);
         sync_block();
-        walker.solve(tiles, lane);
+        walker.solve(tiles, lane, chunk);
         wait_async<0>();
         sync_block();
         if (chunk > 0) load_squares(tiles, from, where, chunk - 1);
         commit_async();
         walker.save_values(tiles, lane, where, chunk, dqkv);
-        if (chunk > 0) walker.update(tiles, lane, chunk);
+        if (chunk > 0) walker.update(tiles, lane, chunk, last);
         wait_async<0>();
         sync_block();
     }

@@ -1,16 +1,16 @@
 // The state from the first chunk of a document to the last, and the outputs, for one value head and W of its columns:
-//   X = V - E (K S)     N = T beta X     O = E (Q S) + P N     S <- exp(G_C) S + (exp(G_C - G) K)^T N
-// from what delta_intra made of every chunk (factors, T beta as `solution`, P as `weights`).
+//   X = beta (V - E (K S))     N = X + U X     O = E (Q S) + P N     S <- exp(G_C) S + (exp(G_C - G) K)^T N
+// from what delta_intra made of every chunk (factors, U as `solution`, P as `weights`).
 //
 // Only the walk over chunks is sequential, so its length decides: what one chunk takes from S to the next S. Writers hold
 // S^T in registers, 16 columns of the values and half of the keys each (32 f32 a thread), and compute everything
 // transposed: the result of one product is the left operand of the next in the very registers it stands in, so that only
 // K S goes through shared memory, to add both halves. Readers make the outputs beside them, 16 tokens each, from a bf16 copy
 // of S^T and N^T in shared memory. Of a chunk, 84 mma of a writer's are in a row, 232 if one warp did all.
-// K, Q, T, P, V are copied a chunk ahead; a block has 98 KB at W = 32, one of which fits everywhere (two on an H100). W = 64
-// halves what is read of K, Q, T and P again and again; W = 32 is for few documents, where blocks would be missing.
+// K, Q, U, P, V are copied a chunk ahead; a block has 98 KB at W = 32, which fits everywhere, 130 KB at W = 64.
+// W = 64 halves what is read of K, Q, U and P again and again; W = 32 is for few documents, where blocks would be missing.
 // At 8k tokens: 33 GFLOP beside 0.4 GB of reads that mostly hit L2 and 67 MB of outputs (and as much of N and twice of states
-// where backward wants them): 0.1 ms of an H200 where documents are many, 0.15 ms for a single one.
+// where backward wants them): 0.1 ms of an H200 are expected where documents are many, 0.15 ms for a single one.
 #include "delta_tiles.h"
 
 namespace {
@@ -83,7 +83,7 @@ template <int DK, int W> struct Writer {
         }
     }
 
-    // N^T, in `part`; both halves compute it.
+    // N^T, in `part`; both halves compute it. What a token adds by itself is not rounded.
     DEVICE void solve(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
         if (chunk > 0) {
             shared<float> other = tiles.exchange + ((warp ^ 1) * 1024 + lane.number * 4);
@@ -103,13 +103,14 @@ template <int DK, int W> struct Writer {
             left_transposed<W>(v, tiles.values, lane, column, 16 * step);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const float (&d)[4] = part[2 * step + i / 2];
+                float (&d)[4] = part[2 * step + i / 2];
                 int token = 16 * step + 8 * (i / 2) + 2 * lane.place, at = 2 * (i % 2);
-                shared<float> factor = tiles.factors_of(chunk) + (token * FACTORS + RECALL);
-                surprise[step][i] = pack(low(v[i]) - factor[0] * d[at], high(v[i]) - factor[FACTORS] * d[at + 1]);
+                shared<float> first = tiles.factors_of(chunk) + token * FACTORS, second = first + FACTORS;
+                d[at] = first[BETA] * (low(v[i]) - first[RECALL] * d[at]);
+                d[at + 1] = second[BETA] * (high(v[i]) - second[RECALL] * d[at + 1]);
+                surprise[step][i] = pack(d[at], d[at + 1]);
             }
         }
-        clear(part);
 #pragma unroll
         for (int n = 0; n < 4; n++) {
 #pragma unroll
@@ -135,7 +136,7 @@ template <int DK, int W> struct Writer {
     DEVICE void update(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
         shared<float> factors = tiles.factors_of(chunk);
         if (chunk > 0) {
-            float whole = fast_exp(factors[(CHUNK - 1) * FACTORS + SUM]);
+            float whole = whole_decay(factors);
 #pragma unroll
             for (int n = 0; n < HALF / 8; n++) {
 #pragma unroll
@@ -247,10 +248,10 @@ template <int DK, int W> DEVICE void load_keys(const Tiles<DK, W>& tiles, const 
     constexpr int THREADS = Sizes<DK, W>::THREADS;
     int64_t at = where.token(chunk) * where.width + (where.key_heads + where.key_head) * where.dk;
     load_tile<CHUNK, DK>(tiles.k_of(chunk), from.qkv + at, where.width, where.rows(chunk), where.dk, threadIdx.x, THREADS);
-    load_factors(tiles.factors_of(chunk), from.factors, where.token(chunk), where.rows(chunk), where.heads, where.head, threadIdx.x);
+    load_factors(tiles.factors_of(chunk), from.factors, FOR_WALKS, where.token(chunk), where.rows(chunk), where.heads, where.head, threadIdx.x);
 }
 
-// T and V by all threads, and by each reader its rows of Q.
+// U and V by all threads, and by each reader its rows of Q.
 template <int DK, int W>
 DEVICE void load_values(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk, int reader, const Lane& lane) {
     constexpr int THREADS = Sizes<DK, W>::THREADS;

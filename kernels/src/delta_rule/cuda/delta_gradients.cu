@@ -13,7 +13,7 @@
 // A block of 8 warps has 64 tokens; a warp 32 of them and 32 keys of dq and dk (96 f32 a thread, the part from dS by itself,
 // since its products with k are wanted alone), and 32 x 16 of dP and M. Columns of the values are the depth: they pass by in
 // tiles of 32, S and dS and dO, dV, N at once, the next being copied; so 99 KB are enough at any size of a head. For each tile
-// 11 ldmatrix feed 32 mma. At 8k tokens: 52 GFLOP and 0.5 GB (mostly states): about 0.2 ms of an H200.
+// 11 ldmatrix feed 32 mma. At 8k tokens: 52 GFLOP and 0.5 GB (mostly states): about 0.2 ms of an H200 are expected.
 #include "delta_tiles.h"
 
 namespace {
@@ -23,10 +23,6 @@ using namespace delta;
 constexpr int THREADS = 256;
 // Columns of the values at a time.
 constexpr int DEPTH = 32;
-// Added to a sum of squares before its root.
-constexpr float EPSILON = 1e-6f;
-// Above this, softplus is the identity.
-constexpr float SOFTPLUS_LINEAR = 20.0f;
 
 template <int DK> struct Stage {
     shared<bf16> state, dstate, outputs, values, written;
@@ -377,19 +373,7 @@ template <int DK> DEVICE void load_stage(const Stage<DK>& stage, const Problem& 
     load_tile<CHUNK, DEPTH>(stage.written, p.written + at, stride, p.rows, p.dv - column, thread, THREADS);
     const int64_t value = p.first * p.width + 2 * p.key_heads * p.dk + head * p.dv + column;
     load_tile<CHUNK, DEPTH>(stage.values, p.dqkv + value, p.width, p.rows, p.dv - column, thread, THREADS);
-    if (column == 0) load_factors(stage.factors, p.factors, p.first, p.rows, p.heads, head, thread);
-}
-
-template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int column = 0; column < DK; column += 8) {
-        uint4 eight = load<uint4>(tile + place<DK>(row, column));
-        const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum += low(pairs[i]) * low(pairs[i]) + high(pairs[i]) * high(pairs[i]);
-    }
-    return 1.0f / sqrtf(sum + EPSILON);
+    if (column == 0) load_factors(stage.factors, p.factors, FOR_GRADIENTS, p.first, p.rows, p.heads, head, thread);
 }
 
 DEVICE float over_place(float value) {
@@ -463,8 +447,9 @@ DEVICE void finish_head(Gradients<DK>& gradients, const Tiles<DK>& tiles, const 
             if (lane.group == 0) tiles.column_sums()[gradients.row / 32 * CHUNK + to] = sum;
         }
     }
-    // A chunk that a state follows is full.
-    float all = over_group(over_place(kept + fast_exp(tiles.factors_of(head)[(CHUNK - 1) * FACTORS + SUM]) * gradients.through));
+    // A chunk that a state follows is whole.
+    if (p.after != NO_STATE) kept += whole_decay(tiles.factors_of(head)) * gradients.through;
+    float all = over_group(over_place(kept));
     if (lane.number == 0) tiles.totals[warp] = all;
     sync_block();
     if (warp == 0) gates(tiles, lane, p, member);

@@ -1,13 +1,14 @@
 // What a chunk of up to 64 tokens needs before any state is known, for one key head and its value heads:
-//   factors    E key_dim^(-1/2) / |q|, E / |k|, exp(G_C - G) / |k|, G          (f32, 4 for each token and value head)
-//   solution   (I + L)^-1 diag(beta),  L = strictly_lower(beta K K^T D)        (bf16, 64 for each token and value head)
-//   weights    P = tril(Q K^T D),      D_ij = exp(G_i - G_j)                   (bf16, 64 for each token and value head)
+//   factors    E key_dim^(-1/2) / |q|, E / |k|, exp(G_C - G) / |k|, and beta or G
+//   solution   U = (I + L)^-1 - I,   L = strictly_lower(beta K K^T D)   (bf16, 64 for each token and value head)
+//   weights    P = tril(Q K^T D),    D_ij = exp(G_i - G_j)              (bf16, 64 for each token and value head)
 // with q and k divided by their lengths. A block does one chunk of one key head, all blocks at once: K K^T and Q K^T are
 // made once for all value heads, from the raw bf16 rows (the lengths are factors of rows and columns in f32), so nothing is
-// rounded before the inverse. That is exact in f32 within 16 x 16 (forward substitution, a column for each thread) and goes
-// on by doubling, 16 to 32 to 64, with tf32 products: T21 = -T22 (L21 T11).
-// It reads 2 x 16 KB and writes 2 x 8 KB for each value head (17 KB with the factors): at 8k tokens some 135 MB, 30 us of an
-// H200; its 2.6 MFLOP for each block are less than that. Three blocks of a multiprocessor and more hide each other's
+// rounded before the inverse, and of the inverse not the diagonal, its largest part. It is made in f32 within 16 x 16
+// (forward substitution, a column for each thread) and goes on by doubling, 16 to 32 to 64, with tf32 products:
+// T21 = -T22 (L21 T11).
+// It reads 2 x 16 KB and writes 2 x 8 KB for each value head (18 KB with the factors): at 8k tokens some 140 MB, 30 us of an
+// H200 at its bandwidth; the 2.6 MFLOP of a block are less than that. Three blocks of a multiprocessor and more hide each other's
 // substitutions.
 #include "delta_tiles.h"
 
@@ -18,24 +19,8 @@ using namespace delta;
 constexpr int THREADS = 128;
 // A row of a square in f32: 4 floats more, so that fragments lie in different banks.
 constexpr int STRIDE = CHUNK + 4;
-// Above this, softplus is the identity.
-constexpr float SOFTPLUS_LINEAR = 20.0f;
-// Added to a sum of squares before its root.
-constexpr float EPSILON = 1e-6f;
 
 DEVICE float softplus(float x) { return x > SOFTPLUS_LINEAR ? x : log1pf(expf(x)); }
-
-template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int column = 0; column < DK; column += 8) {
-        uint4 eight = load<uint4>(tile + place<DK>(row, column));
-        const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum += low(pairs[i]) * low(pairs[i]) + high(pairs[i]) * high(pairs[i]);
-    }
-    return 1.0f / sqrtf(sum + EPSILON);
-}
 
 // The rows 16 m.. of Q K^T and K K^T, with spread columns, in the first 32 columns and where they reach below the diagonal
 // in the others.
@@ -201,8 +186,11 @@ DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const fl
         sync_block();
         if (thread < rows) {
             float sum = sums[thread], decay = expf(sum), scale = k_scale[thread];
-            float4 four = {decay * q_scale[thread], decay * scale, expf(sums[CHUNK - 1] - sum) * scale, sum};
-            store(factors + ((first + thread) * heads + head) * FACTORS, four);
+            float4 four = {decay * q_scale[thread], decay * scale, expf(sums[CHUNK - 1] - sum) * scale, betas[thread]};
+            global<float> to = factors + ((first + thread) * heads + head) * (SETS * FACTORS);
+            store(to + FOR_WALKS * FACTORS, four);
+            four.w = sum;
+            store(to + FOR_GRADIENTS * FACTORS, four);
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -243,7 +231,7 @@ DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const fl
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     int to = column + 2 * j + e;
-                    two[e] = to <= row ? inverse[row * STRIDE + to] * betas[to] : 0.0f;
+                    two[e] = to < row ? inverse[row * STRIDE + to] : 0.0f;
                 }
                 pairs[j] = pack(two[0], two[1]);
             }

@@ -139,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(128)
 KERNEL(cross_entropy_lora_a)
 
 // d_b [vocabulary, rank] += scale · probabilitiesᵀ inner, but for the targets' part.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 3)
     cross_entropy_lora_b(global<const bf16> terms, global<const bf16> factors, global<const float> row_factors, int count, int rows,
                          int columns, global<const bf16> inner, int stride, int rank, int vocabulary, float scale, global<float> d_b) {
     DYNAMIC_SHARED(bf16, stages);

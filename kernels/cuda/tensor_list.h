@@ -39,7 +39,7 @@ struct TensorCursor {
 };
 
 // Four values from `at` on, as many as there are before `count`; zeros for the others.
-template <class Pointer> DEVICE void load_four(float (&to)[4], Pointer from, uint64_t at, uint64_t count, bool wide) {
+template <class Pointer> DEVICE void load_four(float (&to)[4], Pointer from, int at, int count, bool wide) {
     if (wide && at + 4 <= count) {
         float4 four = load<float4>(from + at);
         to[0] = four.x;
@@ -52,7 +52,7 @@ template <class Pointer> DEVICE void load_four(float (&to)[4], Pointer from, uin
     }
 }
 
-DEVICE void store_four(global<float> to, const float (&from)[4], uint64_t at, uint64_t count, bool wide) {
+DEVICE void store_four(global<float> to, const float (&from)[4], int at, int count, bool wide) {
     if (wide && at + 4 <= count) {
         store(to + at, make_float4(from[0], from[1], from[2], from[3]));
     } else {

@@ -46,7 +46,7 @@ pub struct GpuParameter {
     /// Times the learning rate of the step.
     pub rate: f64,
     /// One number; where it is 0 the tensor is left alone, moments and all (a routed expert without a row).
-    pub hits: Option<Buffer<i32>>,
+    pub hits: Option<Buffer<u32>>,
 }
 
 /// How moments are kept.

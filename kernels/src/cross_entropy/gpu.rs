@@ -163,7 +163,7 @@ pub(crate) fn gpu_fused_with(
         return Err(Error::shape(OP, "words of the targets", head.vocabulary, targets.vocabulary));
     }
     hidden.expect(OP, "hidden", targets.rows * head.width)?;
-    if hidden.address() % 16 != 0 {
+    if !hidden.address().is_multiple_of(16) {
         return Err(Error::invalid(OP, "hidden begins at a multiple of 16 bytes"));
     }
     losses.sum.expect(OP, "sum", 1)?;
@@ -210,7 +210,7 @@ pub(crate) fn gpu_fused_with(
 impl GpuLossGradients<'_> {
     fn check(&self, head: &GpuHead<'_>, targets: &GpuTargets) -> Result<()> {
         self.hidden.expect(OP, "gradient of hidden", targets.rows * head.width)?;
-        if self.hidden.address() % AT_ONCE as u64 != 0 {
+        if !self.hidden.address().is_multiple_of(AT_ONCE as u64) {
             return Err(Error::invalid(OP, "the gradient of hidden begins at a multiple of 8 bytes"));
         }
         match (&self.lora, head.lora) {

@@ -24,7 +24,7 @@ struct Both {
     on_gpu: Vec<Buffer<f32>>,
     gradients: Vec<Buffer<f32>>,
     copies: Vec<Option<Buffer<bf16>>>,
-    hits: Vec<Option<Buffer<i32>>>,
+    hits: Vec<Option<Buffer<u32>>>,
 }
 
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
@@ -123,7 +123,7 @@ impl Both {
             }
             gradient.upload(&given)?;
             if let Some(hits) = &mut self.hits[index] {
-                hits.upload(&[i32::from(has_rows(index, step)) * 7])?;
+                hits.upload(&[u32::from(has_rows(index, step)) * 7])?;
             }
             all.push(given);
         }

@@ -22,6 +22,8 @@ constexpr uint32_t SMALLEST = (127 - 23) << 7;
 constexpr int SIGNED_CODES = 0, UNSIGNED_CODES = 1024, SIGNED_LIMITS = 2048, UNSIGNED_LIMITS = 3072;
 constexpr int SIGNED_BUCKETS = 4096, UNSIGNED_BUCKETS = SIGNED_BUCKETS + 5904, MAPS = UNSIGNED_BUCKETS + 2960;
 
+DEVICE int lane() { return int(threadIdx.x % 32); }
+
 // What is the same for all tensors in all steps.
 struct Method {
     float lerp, beta2, gain2, epsilon;
@@ -47,11 +49,11 @@ DEVICE void update(float& parameter, float gradient, float& m, float& v, const M
 struct Full {
     global<float> m, v;
 
-    DEVICE void load(float (&m_values)[8], float (&v_values)[8], uint64_t unit, uint64_t count) const {
+    DEVICE void load(float (&m_values)[8], float (&v_values)[8], uint64_t unit, int count) const {
         uint64_t base = unit * UNIT;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint64_t at = half * 128 + 4 * (threadIdx.x % 32);
+            int at = half * 128 + 4 * lane();
             float four[4];
             load_four(four, m + base, at, count, true);
 #pragma unroll
@@ -62,11 +64,11 @@ struct Full {
         }
     }
 
-    DEVICE void store(const float (&m_values)[8], const float (&v_values)[8], uint64_t unit, uint64_t count) const {
+    DEVICE void store(const float (&m_values)[8], const float (&v_values)[8], uint64_t unit, int count) const {
         uint64_t base = unit * UNIT;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint64_t at = half * 128 + 4 * (threadIdx.x % 32);
+            int at = half * 128 + 4 * lane();
             const float m_four[4] = {m_values[4 * half], m_values[4 * half + 1], m_values[4 * half + 2], m_values[4 * half + 3]};
             const float v_four[4] = {v_values[4 * half], v_values[4 * half + 1], v_values[4 * half + 2], v_values[4 * half + 3]};
             store_four(m + base, m_four, at, count, true);
@@ -81,12 +83,12 @@ template <bool SIGNED> struct Codes {
     global<float> scales;
     shared<uint8_t> maps;
 
-    DEVICE void load(float (&values)[8], uint64_t unit, uint64_t count) const {
+    DEVICE void load(float (&values)[8], uint64_t unit, int count) const {
         shared<float> map = as<float>(maps + (SIGNED ? SIGNED_CODES : UNSIGNED_CODES));
         float scale = scales[unit];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint64_t at = half * 128 + 4 * (threadIdx.x % 32);
+            int at = half * 128 + 4 * lane();
             uint32_t four = 0;
             if (at + 4 <= count) {
                 four = ::load<uint32_t>(codes + unit * UNIT + at);
@@ -115,22 +117,22 @@ template <bool SIGNED> struct Codes {
         return code + (value > limits[code] ? 1u : 0u);
     }
 
-    DEVICE void store(const float (&values)[8], uint64_t unit, uint64_t count) const {
+    DEVICE void store(const float (&values)[8], uint64_t unit, int count) const {
         // The bits of magnitudes sort like the magnitudes, and what is not finite sorts above: it cannot hide.
         uint32_t greatest = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            uint64_t at = (i / 4) * 128 + 4 * (threadIdx.x % 32) + i % 4;
+            int at = i / 4 * 128 + 4 * lane() + i % 4;
             if (at < count) greatest = max(greatest, float_bits(values[i]) & 0x7fffffffu);
         }
 #pragma unroll
         for (int by = 16; by > 0; by /= 2) greatest = max(greatest, shuffle_xor(greatest, by));
         float scale = bits_float(greatest), divisor = greatest == 0 ? 1.0f : scale;
         sync_warp();  // all lanes have read the old one
-        if (threadIdx.x % 32 == 0) scales[unit] = scale;
+        if (lane() == 0) scales[unit] = scale;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint64_t at = half * 128 + 4 * (threadIdx.x % 32);
+            int at = half * 128 + 4 * lane();
             uint32_t four = 0;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -156,18 +158,18 @@ struct Blockwise {
     Codes<true> m;
     Codes<false> v;
 
-    DEVICE void load(float (&m_values)[8], float (&v_values)[8], uint64_t unit, uint64_t count) const {
+    DEVICE void load(float (&m_values)[8], float (&v_values)[8], uint64_t unit, int count) const {
         m.load(m_values, unit, count);
         v.load(v_values, unit, count);
     }
 
-    DEVICE void store(const float (&m_values)[8], const float (&v_values)[8], uint64_t unit, uint64_t count) const {
+    DEVICE void store(const float (&m_values)[8], const float (&v_values)[8], uint64_t unit, int count) const {
         m.store(m_values, unit, count);
         v.store(v_values, unit, count);
     }
 };
 
-DEVICE void store_copy(global<bf16> copy, const float (&values)[4], uint64_t at, uint64_t count, bool wide) {
+DEVICE void store_copy(global<bf16> copy, const float (&values)[4], int at, int count, bool wide) {
     if (wide && at + 4 <= count) {
         store(copy + at, make_uint2(pack(values[0], values[1]), pack(values[2], values[3])));
     } else {
@@ -193,6 +195,9 @@ struct Tensor {
         count = table[at + 3];
         wide = (parameters % 16 | gradients % 16 | copies % 8) == 0;
     }
+
+    // Values of a unit that begins there.
+    DEVICE int left(uint64_t offset) const { return int(min(count - offset, uint64_t(UNIT))); }
 };
 
 struct Step {
@@ -203,13 +208,12 @@ struct Step {
 
 template <class Moments>
 DEVICE void step_unit(const Tensor& tensor, const Moments& moments, uint64_t unit, uint64_t offset, const Step& step, const Rates& rates) {
-    uint64_t count = tensor.count - offset;
+    int count = tensor.left(offset);
     float parameter[2][4], gradient[2][4], m[8], v[8];
-    int lane = threadIdx.x % 32;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        load_four(parameter[half], tensor.parameter + offset, half * 128 + 4 * lane, count, tensor.wide);
-        load_four(gradient[half], tensor.gradient + offset, half * 128 + 4 * lane, count, tensor.wide);
+        load_four(parameter[half], tensor.parameter + offset, half * 128 + 4 * lane(), count, tensor.wide);
+        load_four(gradient[half], tensor.gradient + offset, half * 128 + 4 * lane(), count, tensor.wide);
     }
     moments.load(m, v, unit, count);
 #pragma unroll
@@ -219,7 +223,7 @@ DEVICE void step_unit(const Tensor& tensor, const Moments& moments, uint64_t uni
     moments.store(m, v, unit, count);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        uint64_t at = half * 128 + 4 * lane;
+        int at = half * 128 + 4 * lane();
         store_four(tensor.parameter + offset, parameter[half], at, count, tensor.wide);
         if (tensor.copy) store_copy(tensor.copy + offset, parameter[half], at, count, tensor.wide);
         const float zeros[4] = {};
@@ -267,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(256)
     if (tensor >= tensors) return;
     uint64_t hits = table[uint64_t(tensor) * FIELDS + 4], kind = table[uint64_t(tensor) * FIELDS + 5];
     // The difference of what is no number, or infinite, with itself is not 0.
-    bool takes = factor[0] - factor[0] == 0.0f && (hits == 0 || at_address<const int>(hits)[0] != 0);
+    bool takes = factor[0] - factor[0] == 0.0f && (hits == 0 || at_address<const uint32_t>(hits)[0] != 0);
     uint64_t update = updates[tensor] + 1;
     if (takes) updates[tensor] = update;
     uint64_t at = 2 * min(update, uint64_t(known));
@@ -277,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 KERNEL(adamw_prepare)
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+extern "C" __global__ void __launch_bounds__(256)
     adamw_full(global<const uint64_t> table, global<const uint32_t> first, int tensors, global<const float> prepared,
                global<const float> factor, global<const float> method, global<float> m, global<float> v, int clear,
                uint32_t share) {
@@ -313,10 +317,10 @@ extern "C" __global__ void __launch_bounds__(256)
         uint64_t offset = uint64_t(unit - cursor.begin) * UNIT;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint64_t at = half * 128 + 4 * (threadIdx.x % 32);
+            int at = half * 128 + 4 * lane();
             float four[4];
-            load_four(four, tensor.parameter + offset, at, tensor.count - offset, tensor.wide);
-            store_copy(tensor.copy + offset, four, at, tensor.count - offset, tensor.wide);
+            load_four(four, tensor.parameter + offset, at, tensor.left(offset), tensor.wide);
+            store_copy(tensor.copy + offset, four, at, tensor.left(offset), tensor.wide);
         }
     }
 }

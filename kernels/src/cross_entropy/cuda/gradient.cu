@@ -2,7 +2,7 @@
 //
 // What a term lacks is a power of 2 for its row and its 64 words. It is multiplied in between shared memory and tensor cores, two
 // values at a time and exactly: 16 instructions beside 32 mma, and no pass over the terms (2 R V bytes in, as many out, 5 % of
-// the time). A thread keeps the factors of its 8 rows in 4 registers and has the next 4 on their way, one load of 16 bytes for
+// the time). A thread keeps the factors of its 8 rows in registers and has the next ones on their way, one load of 16 bytes for
 // every 64 words. The sum over the vocabulary is cut into parts where there would be too few tiles for all multiprocessors.
 #include "gemm.h"
 
@@ -16,11 +16,12 @@ template <class T> struct Terms {
     AlongK<T, T::M> rows;
     global<const bf16> factors;
     int stride, groups;
-    uint32_t now[4], next[4];
+    // Those of two rows in each, and every one twice for two neighbours of a row.
+    uint32_t next[4], now[4][2];
 
     // `factors`: those of the first group and the 64 rows of the warp; `stride` from group to group.
     DEVICE Terms(const AlongK<T, T::M>& rows, global<const bf16> factors, int stride, int groups)
-        : rows(rows), factors(factors + int(threadIdx.x) % 32 / 4 * 8), stride(stride), groups(groups), now{}, next{} {
+        : rows(rows), factors(factors + int(threadIdx.x) % 32 / 4 * 8), stride(stride), groups(groups), next{}, now{} {
         fetch();
     }
 
@@ -36,7 +37,10 @@ template <class T> struct Terms {
     // Goes on to the next group.
     DEVICE void go_on() {
 #pragma unroll
-        for (int i = 0; i < 4; i++) now[i] = next[i];
+        for (int i = 0; i < 4; i++) {
+            now[i][0] = permute_bytes(next[i], 0, 0x1010);
+            now[i][1] = permute_bytes(next[i], 0, 0x3232);
+        }
         fetch();
     }
 };
@@ -48,9 +52,8 @@ template <class T> DEVICE void read_a(uint32_t (&to)[T::ROWS][4], Terms<T>& a, s
 #pragma unroll
     for (int i = 0; i < T::ROWS; i++) {
         load_matrix(to[i], tile + swizzled<T::K>(first + 16 * i + lane % 16, 2 * step + lane / 16));
-        uint32_t low = permute_bytes(a.now[i], 0, 0x1010), high = permute_bytes(a.now[i], 0, 0x3232);
 #pragma unroll
-        for (int r = 0; r < 4; r++) to[i][r] = multiply_pairs(to[i][r], r % 2 ? high : low);
+        for (int r = 0; r < 4; r++) to[i][r] = multiply_pairs(to[i][r], a.now[i][r % 2]);
     }
 }
 

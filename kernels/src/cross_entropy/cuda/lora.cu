@@ -100,7 +100,7 @@ template <class T> DEVICE void read_a(uint32_t (&to)[T::ROWS][4], TermColumns& a
 
 }  // namespace gemm
 
-// inner [count, stride] = scale · drop(rows of hidden) Aᵀ.
+// inner [count, stride] = scale · drop(rows of hidden) Aᵀ, and zeros behind the rank. `stride` is a multiple of 8.
 extern "C" __global__ void __launch_bounds__(128)
     cross_entropy_lora_inner(global<const bf16> hidden, global<const int> list, int count, int width, global<const bf16> a,
                              int rank, float scale, uint32_t threshold, uint64_t key, global<bf16> inner, int stride) {
@@ -112,10 +112,8 @@ extern "C" __global__ void __launch_bounds__(128)
     gemm::AlongK<Down, Down::N> right(a, width, width, {rank}, column);
     gemm::product<Down>(sum, left, right, 0, (width + Down::K - 1) / Down::K, stages);
     gemm::each_pair<Down>(sum, [&](int i, int j, float x, float y) {
-        if (row + i >= count) return;
-        global<bf16> to = inner + int64_t(row + i) * stride + column + j;
-        if (column + j < rank) to[0] = to_bf16(scale * x);
-        if (column + j + 1 < rank) to[1] = to_bf16(scale * y);
+        // Rows of A that are not there are zeros.
+        if (row + i < count && column + j < stride) store(inner + int64_t(row + i) * stride + column + j, pack(scale * x, scale * y));
     });
 }
 KERNEL(cross_entropy_lora_inner)
@@ -141,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(128)
 KERNEL(cross_entropy_lora_a)
 
 // d_b [vocabulary, rank] += scale · probabilitiesᵀ inner, but for the targets' part.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 3)
     cross_entropy_lora_b(global<const bf16> terms, global<const bf16> factors, global<const float> row_factors, int count, int rows,
                          int columns, global<const bf16> inner, int stride, int rank, int vocabulary, float scale, global<float> d_b) {
     DYNAMIC_SHARED(bf16, stages);

@@ -70,7 +70,7 @@ KERNEL(cross_entropy_rows)
 // A block for a row: scale · (factor · sum of parts + target's gradient · W[target]).
 //   parts [part_count, rows, width]
 // With `rank` the gradient of the pair's inner values is made in the same way from inner_parts [part_count, rows, rank] and
-// b [*, stride_b], left in d_inner [*, stride_d], and goes on through a [rank, width] and the mask.
+// b [*, stride_b], left in d_inner [*, stride_d] with zeros behind the rank, and goes on through a [rank, width] and the mask.
 extern "C" __global__ void __launch_bounds__(256)
     cross_entropy_combine(global<const float> parts, int part_count, int rows, int width, global<const int> list,
                           global<const int> targets, global<const float> row_factors, global<const float> target_gradients,
@@ -81,12 +81,14 @@ extern "C" __global__ void __launch_bounds__(256)
     int row = blockIdx.x;
     float factor = scale * row_factors[row], of_target = scale * target_gradients[row];
     if (rank > 0) {
-        for (int j = threadIdx.x; j < rank; j += blockDim.x) {
+        for (int j = threadIdx.x; j < stride_d; j += blockDim.x) {
             float sum = 0;
-            for (int part = 0; part < part_count; part++) sum += inner_parts[(int64_t(part) * rows + row) * rank + j];
-            float word = to_float(b[int64_t(targets[row]) * stride_b + j]);
-            inner[j] = inner_scale * (factor * sum + of_target * word);
-            d_inner[int64_t(row) * stride_d + j] = to_bf16(inner[j]);
+            if (j < rank) {
+                for (int part = 0; part < part_count; part++) sum += inner_parts[(int64_t(part) * rows + row) * rank + j];
+                sum = inner_scale * (factor * sum + of_target * to_float(b[int64_t(targets[row]) * stride_b + j]));
+                inner[j] = sum;
+            }
+            d_inner[int64_t(row) * stride_d + j] = to_bf16(sum);
         }
         sync_block();
     }

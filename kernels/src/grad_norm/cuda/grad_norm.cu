@@ -28,13 +28,13 @@ DEVICE double as_double(uint64_t bits) {
     return value;
 }
 
-DEVICE double unit_sum(global<const float> values, uint64_t count, bool wide) {
+DEVICE double unit_sum(global<const float> values, int count, bool wide) {
     double sum = 0.0;
-    for (uint64_t base = 0; base < UNIT && base < count; base += AT_ONCE * 128) {
+    for (int base = 0; base < count; base += AT_ONCE * 128) {
         float four[AT_ONCE][4];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            load_four(four[i], values, base + uint64_t(i) * 128 + 4 * (threadIdx.x % 32), count, wide);
+            load_four(four[i], values, base + i * 128 + 4 * int(threadIdx.x % 32), count, wide);
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256)
     cursor.find(unit, tensors);
     uint64_t address = table[2 * cursor.tensor], offset = uint64_t(unit - cursor.begin) * UNIT;
     uint64_t left = table[2 * cursor.tensor + 1] - offset;
-    double sum = unit_sum(at_address<const float>(address) + offset, min(left, uint64_t(UNIT)), address % 16 == 0);
+    double sum = unit_sum(at_address<const float>(address) + offset, int(min(left, uint64_t(UNIT))), address % 16 == 0);
     if (threadIdx.x % 32 == 0) as<double>(sums)[unit] = sum;
 }
 KERNEL(grad_norm_units)

@@ -89,7 +89,7 @@ fn compare_order(checks: &mut Checks<'_>, expected: &Routing, found: &GpuRouting
     checks.compare("rows of slots", found.rows(), &rows, EXACT)?;
     let mut offsets = vec![0.0];
     expected.counts().for_each(|count| offsets.push(offsets[offsets.len() - 1] + count as f64));
-    let mut counts = checks.gpu.of(&vec![7i32; expected.experts()])?;
+    let mut counts = checks.gpu.of(&vec![7u32; expected.experts()])?;
     found.add_counts(&mut counts)?;
     let added: Vec<f64> = expected.counts().map(|count| 7.0 + count as f64).collect();
     checks.compare("counts", &counts, &added, EXACT)?;

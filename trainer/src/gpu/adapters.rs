@@ -26,7 +26,7 @@ pub struct Trained {
     /// The values rounded to bf16; those of routed experts are copied to other places, by their layer.
     pub copy: Option<Buffer<bf16>>,
     /// For routed experts: the rows that each one had since gradients were cleared.
-    pub hits: Option<Buffer<i32>>,
+    pub hits: Option<Buffer<u32>>,
 }
 
 /// All trainable parameters on a GPU.
@@ -35,7 +35,7 @@ pub struct GpuAdapters {
     trained: Vec<Trained>,
     by_name: BTreeMap<String, usize>,
     gradients: Buffer<f32>,
-    hits: Buffer<i32>,
+    hits: Buffer<u32>,
 }
 
 // === impl GpuAdapters ===
@@ -54,7 +54,7 @@ impl GpuAdapters {
             experts += own;
         }
         let (values, gradients) = (gpu.zeros::<f32>(next)?, gpu.zeros::<f32>(next)?);
-        let hits = gpu.zeros::<i32>(experts)?;
+        let hits = gpu.zeros::<u32>(experts)?;
         let mut trained = Vec::with_capacity(parameters.len());
         for ((parameter, place), hit_place) in parameters.into_iter().zip(places).zip(hit_places) {
             let values = values.part(place.clone())?;

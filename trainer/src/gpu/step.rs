@@ -134,7 +134,7 @@ impl GpuModel {
     }
 
     /// Where the rows of a layer's experts are counted, if these learn.
-    fn hits(&self, layer: usize) -> Result<Option<&Buffer<i32>>> {
+    fn hits(&self, layer: usize) -> Result<Option<&Buffer<u32>>> {
         match self.layers[layer].expert_adapter() {
             Some(adapter) => Ok(self.adapters.get(adapter.parameter)?.hits.as_ref()),
             None => Ok(None),

@@ -95,9 +95,9 @@ extern "C" __global__ void __launch_bounds__(1024)
 KERNEL(moe_offsets)
 
 // counts[expert] += its rows.
-extern "C" __global__ void __launch_bounds__(256) moe_add_counts(global<const uint32_t> offsets, int experts, global<int> counts) {
+extern "C" __global__ void __launch_bounds__(256) moe_add_counts(global<const uint32_t> offsets, int experts, global<uint32_t> counts) {
     int expert = int(blockIdx.x * blockDim.x + threadIdx.x);
-    if (expert < experts) counts[expert] += int(offsets[expert + 1] - offsets[expert]);
+    if (expert < experts) counts[expert] += offsets[expert + 1] - offsets[expert];
 }
 KERNEL(moe_add_counts)
 

@@ -34,7 +34,7 @@ const LOAD_SUMS: [Kernel; 3] = {
 const LOAD_TOTAL: Kernel = Kernel::new("moe_load_total", "const f32*, i32, i32, f32*");
 const SHARES: Kernel = Kernel::new("moe_shares", "const u32*, const f32*, i32, f32, f32*, f32*");
 const SCAN: Kernel = Kernel::new("moe_scan", "u32*, i32, i32, u32*");
-const ADD_COUNTS: Kernel = Kernel::new("moe_add_counts", "const u32*, i32, i32*");
+const ADD_COUNTS: Kernel = Kernel::new("moe_add_counts", "const u32*, i32, u32*");
 const OFFSETS: Kernel = Kernel::new("moe_offsets", "const u32*, i32, i32, u32*, u32*, u32*");
 const PLACE: Kernel = Kernel::new("moe_place", "const u32*, const u32*, const u32*, i32, i32, i32, u32*, u32*");
 
@@ -208,7 +208,7 @@ impl GpuRouting {
     }
 
     /// Adds the number of each expert's rows.
-    pub fn add_counts(&self, counts: &mut Buffer<i32>) -> Result<()> {
+    pub fn add_counts(&self, counts: &mut Buffer<u32>) -> Result<()> {
         counts.expect(OP, "experts", self.experts)?;
         let gpu = counts.gpu().clone();
         let shape = Shape::of(self.experts.div_ceil(THREADS as usize) as u32, THREADS);

@@ -106,7 +106,7 @@ impl DeltaNet {
         self.norm.backward(&tape.out, &tape.qkvz, &d_gated, &mut d_out, &mut d_qkvz)?;
         drop(d_gated);
         let (mut d_qkv, mut d_ba) = (pass.gpu.empty(tape.qkv.len())?, pass.gpu.empty(tape.ba.len())?);
-        self.rule.backward(&tape.qkv, &tape.ba, &pass.chunks, &tape.rule, &d_out, &mut d_qkv, &mut d_ba)?;
+        self.rule.backward(&tape.qkv, &tape.ba, &pass.chunks, &tape.rule, &d_out, (&mut d_qkv, &mut d_ba))?;
         drop(d_out);
         self.conv.backward(&tape.qkvz, &pass.documents, &d_qkv, &mut d_qkvz)?;
         drop(d_qkv);

@@ -82,7 +82,8 @@ impl GpuExperts {
             let stored = Stored::Plain { gate_up, down: uniform_bf16(gpu, experts * count, limit, splitmix(key))? };
             return Ok(Self { experts, hidden, width, stored });
         };
-        let group = |matrices, key| Nf4Group::random(gpu, matrices, count, double, limit, key);
+        let group =
+            |matrices, key| -> Result<_> { Ok(Box::new(Nf4Group::random(gpu, matrices, count, double, limit, key)?)) };
         let stored = Stored::Nf4 { gate_up: group(2 * experts, key)?, down: group(experts, splitmix(key))? };
         Ok(Self { experts, hidden, width, stored })
     }

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use brightrun_kernels::gpu::Gpu;
 use brightrun_trainer::adapters::Adapters;
-use brightrun_trainer::batch::MicroBatch;
+use brightrun_trainer::batch::{IGNORED, MicroBatch};
 use brightrun_trainer::clock::Still;
 use brightrun_trainer::gpu::{GpuModel, GpuOptimizer, Source};
+use brightrun_trainer::model::Model;
 use brightrun_trainer::optim::{Optimizer, OptimizerOptions};
-use brightrun_trainer::step::{Gradients, Position, StepOptions, accumulate};
+use brightrun_trainer::step::{Gradients, MicroReport, Position, StepOptions, accumulate, evaluate};
 use brightrun_trainer::weights::BasePrecision;
 
 use crate::toy::{Shape, Toy};
@@ -36,65 +37,117 @@ pub struct Difference {
     pub what: String,
     /// `‖found - expected‖ / ‖expected‖`.
     pub error: f64,
+    /// The same of the processor's own step from embeddings that are off by as much as bf16 rounds: the worst of several.
+    pub control: f64,
 }
 
+/// Learning rate of the step.
+const RATE: f64 = 1e-3;
+/// Half of the distance of two numbers of bf16, as a share of them.
+const ROUNDING: f64 = 1.0 / 256.0;
+/// How often that is tried: how far a step is off depends on what is drawn.
+const NUDGES: u64 = 4;
+/// What is allowed: so much, or so many times what the processor's own step changes by.
+const ALLOWED: (f64, f64) = (0.03, 6.0);
+
+impl Difference {
+    /// Whether bf16 explains it.
+    pub fn holds(&self) -> bool {
+        self.error <= ALLOWED.0.max(ALLOWED.1 * self.control)
+    }
+}
+
+/// What a step gave, by name.
+type Numbers = Vec<(String, Vec<f32>)>;
+
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    let difference = square(&mut found.iter().zip(expected).map(|(f, e)| f64::from(*f) - f64::from(*e)));
-    let size = square(&mut expected.iter().map(|value| f64::from(*value)));
-    if difference == 0.0 { 0.0 } else { difference / size }
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(f, e)| f64::from(*f) - f64::from(*e)));
+    let size = norm(&mut expected.iter().map(|value| f64::from(*value)));
+    match difference {
+        _ if found.len() != expected.len() => f64::INFINITY,
+        0.0 => 0.0,
+        difference => difference / size,
+    }
 }
 
 impl Case {
-    /// Takes one optimiser step on both sides in a folder of its own, and compares all that it gives.
+    /// Takes one optimiser step on both sides, with files in this folder, and compares all that it gives.
     pub fn compare(&self, gpu: &Gpu, folder: &Path) -> Result<Vec<Difference>> {
+        let expected = self.on_processor(&Toy::write(folder, &self.shape, self.seed)?)?;
+        let found = self.on_gpu(gpu, &Toy::write(folder, &self.shape, self.seed)?)?;
+        let nudged = |nudge| self.on_processor(&Toy::write_nudged(folder, &self.shape, self.seed, ROUNDING, nudge)?);
+        let controls = (0..NUDGES).map(nudged).collect::<Result<Vec<_>>>()?;
+        ensure!(
+            found.iter().map(|(what, _)| what).eq(expected.iter().map(|(what, _)| what)),
+            "the numbers of both sides are not the same ones"
+        );
+        let all = expected.into_iter().zip(found).enumerate();
+        let difference =
+            |(index, ((what, expected), (_, found))): (usize, ((String, Vec<f32>), (String, Vec<f32>)))| {
+                let moved = controls.iter().map(|control| relative(&control[index].1, &expected));
+                Difference { what, error: relative(&found, &expected), control: moved.fold(0.0, f64::max) }
+            };
+        Ok(all.map(difference).collect())
+    }
+
+    /// Whether two GPUs, or the same one twice, give the same bits.
+    pub fn repeats(&self, gpus: [&Gpu; 2], folder: &Path) -> Result<bool> {
         let toy = Toy::write(folder, &self.shape, self.seed)?;
-        let adapters = || -> Result<Adapters> { toy.adapters(&toy.plan(toy.every_linear())?, self.seed + 1) };
-        let batches = self.batches(&toy)?;
-        let targets = batches.iter().map(MicroBatch::target_count).sum();
+        let [first, second] = gpus.map(|gpu| self.on_gpu(gpu, &toy));
+        let bits = |numbers: Numbers| numbers.into_iter().flat_map(|(_, values)| values).map(f32::to_bits);
+        Ok(bits(first?).eq(bits(second?)))
+    }
 
-        let on_cpu = adapters()?;
-        let model = brightrun_trainer::model::Model::load(&toy.config, &toy.checkpoint, &self.precision, &on_cpu)?;
-        let on_host = adapters()?;
-        let mut model_on_gpu =
-            GpuModel::load(gpu, &toy.config, Source::Checkpoint(&toy.checkpoint), &self.precision, &on_host)?;
-        let mut gradients = Gradients::new(&on_cpu);
-        let mut differences = Vec::new();
-        let mut note = |what: String, error: f64| differences.push(Difference { what, error });
-        for (index, batch) in batches.iter().enumerate() {
-            let position = Position { step: 3, micro_batch: index as u64, micro_batches: batches.len() as u64 };
-            let expected = accumulate(&model, batch, &self.options, position, targets, &mut gradients)?;
-            let found = model_on_gpu.accumulate(batch, &self.options, position, targets, &Still)?;
-            note(format!("loss of micro-batch {index}"), (found.loss_sum / expected.loss_sum - 1.0).abs());
-            if let Some(expected) = expected.aux_loss {
-                let found = found.aux_loss.context("no load-balancing loss")?;
-                note(format!("load-balancing loss of micro-batch {index}"), (found / expected - 1.0).abs());
-            }
-        }
-        let (mut all_found, mut all_expected) = (Vec::new(), Vec::new());
-        for (trained, (parameter, _, _)) in model_on_gpu.adapters().trained().iter().zip(gradients.iter()) {
-            let expected = gradients.of(&parameter.var)?.flatten_all()?.to_vec1::<f32>()?;
-            let found = trained.gradient.download()?;
-            note(format!("gradient of {}", parameter.name), relative(&found, &expected));
-            all_found.extend(found);
-            all_expected.extend(expected);
-        }
-        note("all gradients".into(), relative(&all_found, &all_expected));
+    fn adapters(&self, toy: &Toy) -> Result<Adapters> {
+        toy.adapters(&toy.plan(toy.every_linear())?, self.seed + 1)
+    }
 
-        let options = OptimizerOptions::default();
-        let expected = Optimizer::new(&on_cpu, options).step(&gradients, 1e-3)?;
-        let mut optimizer = GpuOptimizer::new(gpu, model_on_gpu.adapters(), &options, 10)?;
-        let found = optimizer.step(model_on_gpu.adapters_mut(), 1e-3)?;
-        note("norm of all gradients".into(), (found.gradient_norm / expected.gradient_norm - 1.0).abs());
-        model_on_gpu.refresh()?;
-        let expected: f64 = batches
-            .iter()
-            .map(|batch| Ok(brightrun_trainer::step::evaluate(&model, batch, false)?.loss_sum))
-            .sum::<Result<f64>>()?;
-        let found: f64 =
-            batches.iter().map(|batch| Ok(model_on_gpu.evaluate(batch, true)?.loss_sum)).sum::<Result<f64>>()?;
-        note("loss after the step".into(), (found / expected - 1.0).abs());
-        Ok(differences)
+    fn on_processor(&self, toy: &Toy) -> Result<Numbers> {
+        let (adapters, batches) = (self.adapters(toy)?, self.batches(toy)?);
+        let model = Model::load(&toy.config, &toy.checkpoint, &self.precision, &adapters)?;
+        let (mut gradients, mut numbers) = (Gradients::new(&adapters), Numbers::new());
+        for (index, (batch, position, targets)) in positions(&batches).enumerate() {
+            let report = accumulate(&model, batch, &self.options, position, targets, &mut gradients)?;
+            note_report(&mut numbers, index, &report);
+        }
+        let mut all = Vec::new();
+        for (parameter, _, _) in gradients.iter() {
+            let gradient = gradients.of(&parameter.var)?.flatten_all()?.to_vec1::<f32>()?;
+            all.extend_from_slice(&gradient);
+            numbers.push((format!("gradient of {}", parameter.name), gradient));
+        }
+        numbers.push(("all gradients".into(), all));
+        let norm = Optimizer::new(&adapters, OptimizerOptions::default()).step(&gradients, RATE)?.gradient_norm;
+        numbers.push(("norm of all gradients".into(), vec![norm as f32]));
+        let losses = batches.iter().map(|batch| Ok(evaluate(&model, batch, false)?.loss_sum as f32));
+        numbers.push(("loss after the step".into(), losses.collect::<Result<_>>()?));
+        Ok(numbers)
+    }
+
+    fn on_gpu(&self, gpu: &Gpu, toy: &Toy) -> Result<Numbers> {
+        let (adapters, batches) = (self.adapters(toy)?, self.batches(toy)?);
+        let source = Source::Checkpoint(&toy.checkpoint);
+        let mut model = GpuModel::load(gpu, &toy.config, source, &self.precision, &adapters)?;
+        let mut numbers = Numbers::new();
+        for (index, (batch, position, targets)) in positions(&batches).enumerate() {
+            let report = model.accumulate(batch, &self.options, position, targets, &Still)?;
+            note_report(&mut numbers, index, &report);
+        }
+        let mut all = Vec::new();
+        for trained in model.adapters().trained() {
+            let gradient = trained.gradient.download()?;
+            all.extend_from_slice(&gradient);
+            numbers.push((format!("gradient of {}", trained.parameter.name), gradient));
+        }
+        numbers.push(("all gradients".into(), all));
+        let mut optimizer = GpuOptimizer::new(gpu, model.adapters(), &OptimizerOptions::default(), 1)?;
+        let norm = optimizer.step(model.adapters_mut(), RATE)?.gradient_norm;
+        numbers.push(("norm of all gradients".into(), vec![norm as f32]));
+        model.refresh()?;
+        let losses = batches.iter().map(|batch| Ok(model.evaluate(batch, true)?.loss_sum as f32));
+        numbers.push(("loss after the step".into(), losses.collect::<Result<_>>()?));
+        Ok(numbers)
     }
 
     fn batches(&self, toy: &Toy) -> Result<Vec<MicroBatch>> {
@@ -103,10 +156,25 @@ impl Case {
             let mut sequences = toy.sequences(&lengths, 0.7, self.seed + 10 + index as u64);
             for (sequence, (places, _)) in sequences.iter_mut().zip(documents) {
                 sequence.tokens.resize(*places, 0);
-                sequence.labels.resize(*places, brightrun_trainer::batch::IGNORED);
+                sequence.labels.resize(*places, IGNORED);
             }
             Ok(MicroBatch::from_sequences(&sequences)?)
         };
         self.documents.iter().enumerate().map(batch).collect()
+    }
+}
+
+/// The micro-batches of a step, each with its place and the targets of all.
+fn positions(batches: &[MicroBatch]) -> impl Iterator<Item = (&MicroBatch, Position, usize)> {
+    let targets = batches.iter().map(MicroBatch::target_count).sum();
+    batches.iter().enumerate().map(move |(index, batch)| {
+        (batch, Position { step: 3, micro_batch: index as u64, micro_batches: batches.len() as u64 }, targets)
+    })
+}
+
+fn note_report(numbers: &mut Numbers, index: usize, report: &MicroReport) {
+    numbers.push((format!("loss of micro-batch {index}"), vec![report.loss_sum as f32]));
+    if let Some(aux) = report.aux_loss {
+        numbers.push((format!("load-balancing loss of micro-batch {index}"), vec![aux as f32]));
     }
 }

@@ -154,15 +154,24 @@ fn values(config: &ModelConfig, tensor: &TensorSpec, random: &mut Random) -> Vec
 impl Toy {
     /// Writes a checkpoint into `dir` and opens it.
     pub fn write(dir: &Path, shape: &Shape, seed: u64) -> Result<Self> {
+        Self::write_nudged(dir, shape, seed, 0.0, 0)
+    }
+
+    /// The same with embeddings that are off by up to this share of themselves: how much everything else changes then is how
+    /// well it is determined at all. `nudge` draws what they are off by.
+    pub fn write_nudged(dir: &Path, shape: &Shape, seed: u64, share: f64, nudge: u64) -> Result<Self> {
         let text = format!("{:#}\n", shape.config());
         std::fs::write(dir.join("config.json"), text).context("cannot write the toy's config.json")?;
         let config = ModelConfig::read(dir)?;
-        let mut random = Random::new(seed);
+        let (mut random, mut nudges) = (Random::new(seed), Random::new(!nudge));
         let tensors: Vec<(TensorSpec, Vec<u8>)> = expected_tensors(&config)
             .into_iter()
             .map(|tensor| {
-                let bytes = values(&config, &tensor, &mut random).into_iter().flat_map(f32::to_le_bytes).collect();
-                (tensor, bytes)
+                let mut values = values(&config, &tensor, &mut random);
+                if tensor.name.ends_with("embed_tokens.weight") {
+                    values.iter_mut().for_each(|value| *value *= (1.0 + nudges.even(share)) as f32);
+                }
+                (tensor, values.into_iter().flat_map(f32::to_le_bytes).collect())
             })
             .collect();
         let views = tensors

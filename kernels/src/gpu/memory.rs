@@ -48,7 +48,7 @@ struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.gpu.0.release(self.address, self.bytes);
+        self.gpu.backend.release(self.address, self.bytes);
     }
 }
 
@@ -58,7 +58,7 @@ impl<T: Element> Buffer<T> {
     pub(super) fn empty(gpu: &Gpu, count: usize) -> Result<Self> {
         let bytes =
             count.checked_mul(size_of::<T>()).ok_or_else(|| Error::invalid(MEMORY, "more than can be named"))?;
-        let memory = Memory { gpu: gpu.clone(), address: gpu.0.allocate(bytes, size_of::<T>())?, bytes };
+        let memory = Memory { gpu: gpu.clone(), address: gpu.backend.allocate(bytes, size_of::<T>())?, bytes };
         Ok(Self { memory: Rc::new(memory), first: 0, count, kind: PhantomData })
     }
 
@@ -111,7 +111,7 @@ impl<T: Element> Buffer<T> {
         }
         // SAFETY: an `Element` has no padding, so all of its bytes are there.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
-        self.gpu().0.upload(self.address(), bytes)
+        self.gpu().backend.upload(self.address(), bytes)
     }
 
     /// The values, once all that was asked before has happened.
@@ -122,7 +122,7 @@ impl<T: Element> Buffer<T> {
         }
         // SAFETY: any bytes are an `Element`, and the vector has so many.
         let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), self.bytes()) };
-        self.gpu().0.download(self.address(), bytes)?;
+        self.gpu().backend.download(self.address(), bytes)?;
         Ok(values)
     }
 
@@ -134,7 +134,7 @@ impl<T: Element> Buffer<T> {
         if self.count == 0 {
             return Ok(());
         }
-        self.gpu().0.copy(other.address(), self.address(), self.bytes())
+        self.gpu().backend.copy(other.address(), self.address(), self.bytes())
     }
 
     /// Makes all values 0.
@@ -142,7 +142,7 @@ impl<T: Element> Buffer<T> {
         if self.count == 0 {
             return Ok(());
         }
-        self.gpu().0.fill(self.address(), 0, self.bytes())
+        self.gpu().backend.fill(self.address(), 0, self.bytes())
     }
 
     /// Fails unless there are so many values.

@@ -22,7 +22,7 @@ mod memory;
 pub(crate) mod pairs;
 pub(crate) mod rows;
 
-use std::rc::Rc;
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 #[cfg(feature = "cuda")]
 pub use fatbins::{RESOURCES, Resources};
@@ -33,7 +33,22 @@ use crate::{Error, Result};
 
 /// A GPU. Copies of it are the same one.
 #[derive(Clone)]
-pub struct Gpu(Rc<dyn Backend>);
+pub struct Gpu {
+    backend: Rc<dyn Backend>,
+    profile: Rc<RefCell<Option<Profile>>>,
+}
+
+/// The time of each kernel.
+type Profile = BTreeMap<&'static str, KernelTime>;
+
+/// How often a kernel ran, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct KernelTime {
+    /// Launches.
+    pub launches: u64,
+    /// Seconds of all of them.
+    pub seconds: f64,
+}
 
 /// What a GPU is like.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,6 +126,11 @@ trait Backend {
 // === impl Gpu ===
 
 impl Gpu {
+    #[cfg(any(feature = "cuda", feature = "emulation"))]
+    fn with(backend: impl Backend + 'static) -> Self {
+        Self { backend: Rc::new(backend), profile: Rc::default() }
+    }
+
     /// How many cards there are; an error that says why not where there are none that could be used.
     #[cfg(feature = "cuda")]
     pub fn cards() -> Result<u32> {
@@ -120,7 +140,7 @@ impl Gpu {
     /// A card. `limit` is how many bytes of its memory are taken, once and for all; without it, nearly all that is free.
     #[cfg(feature = "cuda")]
     pub fn open(number: u32, limit: Option<u64>) -> Result<Self> {
-        Ok(Self(Rc::new(cuda::Card::open(number, limit)?)))
+        Ok(Self::with(cuda::Card::open(number, limit)?))
     }
 
     /// An emulated one. `seed` says in which order threads and blocks come where that is not certain; no result depends
@@ -135,22 +155,22 @@ impl Gpu {
     pub fn emulated_as(seed: u64, change: impl FnOnce(&mut Facts)) -> Self {
         let mut emulator = emulated::Emulator::new(seed);
         change(emulator.facts_mut());
-        Self(Rc::new(emulator))
+        Self::with(emulator)
     }
 
     /// What it is like.
     pub fn facts(&self) -> &Facts {
-        self.0.facts()
+        self.backend.facts()
     }
 
     /// How much of its memory is in use.
     pub fn usage(&self) -> Usage {
-        self.0.usage()
+        self.backend.usage()
     }
 
     /// Counts the most that is in use from now on.
     pub fn forget_peak(&self) {
-        self.0.forget_peak();
+        self.backend.forget_peak();
     }
 
     /// Memory for so many values that nobody has written.
@@ -183,22 +203,46 @@ impl Gpu {
             let found = format!("{} bytes, and a block of {} has {allowed}", shape.shared, self.facts().name);
             return Err(Error::Gpu { what: kernel.name.into(), reason: format!("shared memory: {found}") });
         }
-        self.0.launch(kernel, shape, &arguments)
+        self.counted(kernel.name, || self.backend.launch(kernel, shape, &arguments))
+    }
+
+    /// Takes the time where that is asked for.
+    fn counted<T>(&self, name: &'static str, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        if self.profile.borrow().is_none() {
+            return work();
+        }
+        let mut done = None;
+        let seconds = self.backend.timed(&mut || work().map(|result| done = Some(result)))?;
+        if let Some(profile) = self.profile.borrow_mut().as_mut() {
+            let time = profile.entry(name).or_default();
+            time.launches += 1;
+            time.seconds += seconds;
+        }
+        done.ok_or_else(|| Error::Gpu { what: name.into(), reason: "it was not timed".into() })
+    }
+
+    /// The time of each kernel that `work` launches, one by one: each waits for the one before, so the sum is more than `work`
+    /// takes by itself.
+    pub fn profiled(&self, work: impl FnOnce() -> Result<()>) -> Result<BTreeMap<&'static str, KernelTime>> {
+        *self.profile.borrow_mut() = Some(Profile::new());
+        let worked = work();
+        let profile = self.profile.borrow_mut().take().unwrap_or_default();
+        worked.map(|()| profile)
     }
 
     /// Whether the vendor's library computed the product: not where there is none, or where it has no way for these sizes.
     pub fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
-        self.0.library_product(product)
+        self.counted("cuBLASLt", || self.backend.library_product(product))
     }
 
     /// Waits for all that was asked; what went wrong meanwhile is an error now.
     pub fn synchronize(&self) -> Result<()> {
-        self.0.synchronize()
+        self.backend.synchronize()
     }
 
     /// Seconds that the GPU takes for what `work` asks of it.
     pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-        self.0.timed(&mut work)
+        self.backend.timed(&mut work)
     }
 
     /// Blocks that keep the whole GPU busy, so many on each multiprocessor, but no more than there is work for.

@@ -23,9 +23,17 @@ use crate::weights::{BasePrecision, Checkpoint, PROJECTIONS};
 pub enum Source<'a> {
     /// The files of a model.
     Checkpoint(&'a Checkpoint),
-    /// Nowhere: numbers of a sane range, made on the GPU out of this one. For measuring, where values do not matter.
-    Random(u64),
+    /// Nowhere: numbers of a sane range, made on the GPU. For measuring, where values do not matter.
+    Random {
+        /// Numbers follow from it.
+        seed: u64,
+        /// Routers prefer some experts by far.
+        skewed: bool,
+    },
 }
+
+/// The rows of a skewed router grow up to this size times that of the others.
+const SKEW: f32 = 3.0;
 
 /// The sources of a model's parts.
 pub(super) struct Loader<'a> {
@@ -52,7 +60,7 @@ impl Loader<'_> {
     pub(super) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let values = match self.source {
             Source::Checkpoint(checkpoint) => checkpoint.vector(name)?,
-            Source::Random(seed) => {
+            Source::Random { seed, .. } => {
                 let key = key(seed, name);
                 (0..length as u64).map(|place| 0.1 * brightrun_kernels::noise::uniform(key, place)).collect()
             }
@@ -71,14 +79,24 @@ impl Loader<'_> {
                 let values: Vec<bf16> = checkpoint.matrix(name)?.into_iter().map(bf16::from_f32).collect();
                 Ok(self.gpu.of(&values)?)
             }
-            Source::Random(seed) => Ok(uniform_bf16(self.gpu, rows * columns, bound(columns), key(seed, name))?),
+            Source::Random { seed, .. } => Ok(uniform_bf16(self.gpu, rows * columns, bound(columns), key(seed, name))?),
         }
     }
 
     fn weight(&self, path: &str, rows: usize, columns: usize) -> Result<GpuWeight> {
         match self.source {
             Source::Checkpoint(checkpoint) => Ok(GpuWeight::of(self.gpu, &checkpoint.linear(path, self.precision)?)?),
-            Source::Random(seed) => {
+            Source::Random { seed, skewed: true } if path.ends_with(".mlp.gate") => {
+                let key = key(seed, path);
+                let value = |place: usize| {
+                    // One expert in eight has a row of full size.
+                    let size = if (place / columns).is_multiple_of(8) { SKEW } else { 1.0 };
+                    bf16::from_f32(size * bound(columns) * brightrun_kernels::noise::uniform(key, place as u64))
+                };
+                let values: Vec<bf16> = (0..rows * columns).map(value).collect();
+                Ok(GpuWeight::bf16(self.gpu.of(&values)?, rows, columns)?)
+            }
+            Source::Random { seed, .. } => {
                 let key = key(seed, path);
                 Ok(match self.precision.quantises(path) {
                     Some(double) => {
@@ -116,7 +134,7 @@ impl Loader<'_> {
         let double = self.precision.quantises(&path(0, 0));
         let checkpoint = match self.source {
             Source::Checkpoint(checkpoint) => checkpoint,
-            Source::Random(seed) => {
+            Source::Random { seed, .. } => {
                 let key = key(seed, list);
                 return Ok(GpuExperts::random(self.gpu, [experts, hidden, width], double, bound(hidden), key)?);
             }

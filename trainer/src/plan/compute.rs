@@ -11,6 +11,7 @@ use super::layers::{BLOCK, dense_linears};
 use super::machine::{Machine, MachineKind};
 use super::{Work, inventory::BaseSizes};
 use crate::config::{LayerConfig, MixerKind, MlpKind, ModelConfig};
+use crate::lora::LoraPlan;
 use crate::step::Recompute;
 
 /// Operations of a token, in floating-point operations.
@@ -97,6 +98,11 @@ pub(super) fn operations(
     sum.backward += targets * (2.0 * width * words + 4.0 * low);
     sum.total = sum.forward + sum.backward + sum.recompute;
     sum
+}
+
+/// Operations of a token of documents of one length, of which every token has a target.
+pub fn operations_of_token(config: &ModelConfig, plan: &LoraPlan, recompute: Recompute, document: usize) -> Operations {
+    operations(config, &Adapted::new(config, plan), recompute, document as f64, 1.0)
 }
 
 /// Forward and backward of the routed experts that a token meets.

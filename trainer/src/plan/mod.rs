@@ -39,7 +39,7 @@ use engine::Engine;
 use inventory::{Base, BaseSizes, Trained};
 use memory::Step;
 
-pub use compute::{Operations, Time};
+pub use compute::{Operations, Time, operations_of_token};
 pub use engine::Basis;
 pub use eta::TimeEstimate;
 pub use facts::{DataFacts, Work};

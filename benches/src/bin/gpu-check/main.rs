@@ -11,6 +11,7 @@ mod ceilings;
 mod parity;
 mod report;
 mod resources;
+mod steps;
 
 use std::{
     fs,
@@ -122,7 +123,8 @@ fn run(options: &Options) -> Result<ExitCode> {
 /// All parts, or those that were named.
 fn chosen(options: &Options) -> Result<Vec<Part>> {
     let only = &options.only;
-    let all: Vec<Part> = parity::parts(options.small).into_iter().chain([ceilings::part()]).collect();
+    let all: Vec<Part> =
+        parity::parts(options.small).into_iter().chain([ceilings::part()]).chain(steps::parts(options.small)).collect();
     for name in only {
         ensure!(all.iter().any(|part| part.name == *name), "there is no part {name}: see --list");
     }

@@ -84,7 +84,7 @@ fn what_nobody_has_written_cannot_be_downloaded() {
 fn arguments_are_those_that_were_declared() {
     let gpu = Gpu::emulated(0);
     let (x, mut y, z) = (gpu.of(&[2.0f32; 8]).unwrap(), gpu.empty::<f32>(8).unwrap(), gpu.of(&[1i32; 8]).unwrap());
-    let mut launch = |arguments| gpu.launch(&SCALE, shape(1, 32), arguments).unwrap_err().to_string();
+    let launch = |arguments| gpu.launch(&SCALE, shape(1, 32), arguments).unwrap_err().to_string();
     let says = launch([(&x).into(), (&mut y).into(), 8i32.into(), 1i32.into()]);
     assert!(says.contains("argument 3 is f32, given a number, i32"), "{says}");
     let says = launch([(&z).into(), (&mut y).into(), 8i32.into(), 1f32.into()]);
@@ -140,4 +140,22 @@ fn memory_is_counted() {
     drop(part);
     gpu.forget_peak();
     assert_eq!((gpu.usage().now, gpu.usage().peak), (0, 0));
+}
+
+#[test]
+fn kernels_are_counted_while_that_is_asked_for() {
+    let gpu = Gpu::emulated(0);
+    let (x, mut y) = (gpu.of(&[2.0f32; 100]).unwrap(), gpu.empty::<f32>(100).unwrap());
+    let mut once = || scale(&gpu, &x, &mut y, 100).unwrap();
+    once();
+    let profile = gpu
+        .profiled(|| {
+            once();
+            once();
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(profile.keys().collect::<Vec<_>>(), [&"scale"]);
+    assert!(profile["scale"].launches == 2 && profile["scale"].seconds > 0.0);
+    assert!(gpu.profiled(|| Ok(())).unwrap().is_empty());
 }

@@ -83,12 +83,11 @@ impl Case {
             "the numbers of both sides are not the same ones"
         );
         let all = expected.into_iter().zip(found).enumerate();
-        let difference =
-            |(index, ((what, expected), (_, found))): (usize, ((String, Vec<f32>), (String, Vec<f32>)))| {
-                let moved = controls.iter().map(|control| relative(&control[index].1, &expected));
-                Difference { what, error: relative(&found, &expected), control: moved.fold(0.0, f64::max) }
-            };
-        Ok(all.map(difference).collect())
+        let differences = all.map(|(index, ((what, expected), (_, found)))| {
+            let moved = controls.iter().map(|control| relative(&control[index].1, &expected));
+            Difference { what, error: relative(&found, &expected), control: moved.fold(0.0, f64::max) }
+        });
+        Ok(differences.collect())
     }
 
     /// Whether two GPUs, or the same one twice, give the same bits.

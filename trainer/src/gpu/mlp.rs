@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// The feed-forward part of a layer.
 pub(super) enum Mlp {
-    Dense(Dense),
+    Dense(Box<Dense>),
     Sparse(Box<Sparse>),
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Balancing {
 impl Mlp {
     pub(super) fn load(loader: &Loader<'_>, path: &str, kind: MlpKind) -> Result<Self> {
         Ok(match kind {
-            MlpKind::Dense => Self::Dense(Dense::load(loader, path, loader.config.intermediate_size)?),
+            MlpKind::Dense => Self::Dense(Box::new(Dense::load(loader, path, loader.config.intermediate_size)?)),
             MlpKind::Sparse => Self::Sparse(Box::new(Sparse::load(loader, path)?)),
         })
     }

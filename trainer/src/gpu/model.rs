@@ -73,8 +73,8 @@ impl GpuModel {
     /// Copies the values of routed experts' adapters to where products read them.
     pub fn refresh(&mut self) -> Result<()> {
         let adapters = &self.adapters;
-        let own = self.layers.iter_mut().filter_map(Layer::expert_adapter_mut);
-        own.map(|adapter| adapter.refresh(adapters)).collect()
+        let mut own = self.layers.iter_mut().filter_map(Layer::expert_adapter_mut);
+        own.try_for_each(|adapter| adapter.refresh(adapters))
     }
 
     /// Makes room for the rotations of the longest document.

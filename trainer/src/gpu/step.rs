@@ -35,7 +35,7 @@ impl GpuModel {
         }
         let mut sum = self.gpu.of(&[0f64.to_bits()])?;
         self.head.loss(&hidden, &batch.targets, None, &mut sum, &pass)?;
-        Ok(report(batch, &sum, None)?)
+        report(batch, &sum, None)
     }
 
     /// Forward and backward of one micro-batch; gradients are added to those of the adapters. `targets` is the number of

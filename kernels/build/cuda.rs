@@ -99,17 +99,7 @@ fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> 
     let (fatbin, report) = (out.join(format!("{stem}.fatbin")), out.join(format!("{stem}.report")));
     if !is_newer(&report, source)? {
         let mut command = Command::new(nvcc);
-        command.args([
-            "-std=c++17",
-            "-O3",
-            "-lineinfo",
-            "-t0",
-            "-Xptxas",
-            "-v",
-            "-Xfatbin",
-            "-compress-all",
-            "--fatbin",
-        ]);
+        command.args(["-std=c++17", "-O3", "-t0", "-Xptxas", "-v", "-Xfatbin", "-compress-all", "--fatbin"]);
         command.args(["-I", "cuda"]);
         for name in architectures {
             command.arg(format!("-gencode=arch=compute_{name},code=sm_{name}"));

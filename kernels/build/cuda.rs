@@ -97,34 +97,37 @@ fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> 
     let kernels: Vec<String> = text.lines().filter_map(named).collect();
     let stem = source.with_extension("").to_string_lossy().replace(['/', '.'], "_");
     let (fatbin, report) = (out.join(format!("{stem}.fatbin")), out.join(format!("{stem}.report")));
-    if !is_newer(&report, source)? {
-        let mut command = Command::new(nvcc);
-        command.args(["-std=c++17", "-O3", "-t0", "-Xptxas", "-v", "-Xfatbin", "-compress-all", "--fatbin"]);
-        command.args(["-I", "cuda"]);
-        for name in architectures {
-            command.arg(format!("-gencode=arch=compute_{name},code=sm_{name}"));
-        }
-        // What newer cards than these compile for themselves.
-        if let Some(last) = architectures.last() {
-            let last = last.trim_end_matches('a');
-            command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
-        }
-        let output = command.arg("-o").arg(&fatbin).arg(source).output()?;
+    let mut flags: Vec<String> =
+        ["-std=c++17", "-O3", "-t0", "-Xptxas", "-v", "-Xfatbin", "-compress-all", "--fatbin", "-I", "cuda"]
+            .map(str::to_owned)
+            .into();
+    flags.extend(architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")));
+    // What newer cards than these compile for themselves.
+    if let Some(last) = architectures.last() {
+        let last = last.trim_end_matches('a');
+        flags.push(format!("-gencode=arch=compute_{last},code=compute_{last}"));
+    }
+    let made_by = format!("{} {}\n", nvcc.display(), flags.join(" "));
+    if !is_current(&report, source, &made_by)? {
+        let output = Command::new(nvcc).args(&flags).arg("-o").arg(&fatbin).arg(source).output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             return Err(io::Error::other(format!("nvcc cannot compile {}:\n{said}", source.display())));
         }
-        fs::write(&report, said)?;
+        fs::write(&report, made_by + &said)?;
     }
     let resources = resources(&fs::read_to_string(&report)?);
     let file = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Compiled { file, kernels, fatbin, resources })
 }
 
-/// Whether the report is newer than everything that it follows from.
-fn is_newer(report: &Path, source: &Path) -> io::Result<bool> {
+/// Whether the report is that of the same command, and newer than every file that it follows from.
+fn is_current(report: &Path, source: &Path, made_by: &str) -> io::Result<bool> {
     let Ok(made) = fs::metadata(report).and_then(|found| found.modified()) else { return Ok(false) };
-    let mut inputs = vec![source.to_owned(), PathBuf::from("build/cuda.rs")];
+    if !fs::read_to_string(report)?.starts_with(made_by) {
+        return Ok(false);
+    }
+    let mut inputs = vec![source.to_owned()];
     for header in fs::read_dir("cuda")? {
         inputs.push(header?.path());
     }

@@ -8,7 +8,9 @@ use std::{
     time::Instant,
 };
 
-use super::{Argument, Backend, Facts, Kernel, Shape, Usage};
+use half::bf16;
+
+use super::{Argument, Backend, Facts, Kernel, LibraryProduct, Shape, Usage};
 use crate::{Error, Result};
 
 /// Longest message of a launch that went wrong.
@@ -49,6 +51,8 @@ pub(super) struct Emulator {
     seed: u64,
     memory: std::cell::RefCell<BTreeMap<u64, Memory>>,
     usage: Cell<Usage>,
+    /// Whether there is something in place of the vendor's library.
+    library: bool,
 }
 
 // === impl Memory ===
@@ -88,11 +92,26 @@ impl Emulator {
             shared_per_multiprocessor: 100 << 10,
             memory: 1 << 30,
         };
-        Self { facts, seed, memory: std::cell::RefCell::default(), usage: Cell::default() }
+        Self { facts, seed, memory: std::cell::RefCell::default(), usage: Cell::default(), library: false }
     }
 
     pub(super) fn facts_mut(&mut self) -> &mut Facts {
         &mut self.facts
+    }
+
+    pub(super) fn with_library(self) -> Self {
+        Self { library: true, ..self }
+    }
+
+    /// A matrix of bf16, row by row: what is between rows is not read.
+    fn rows(&self, address: u64, rows: usize, columns: usize, stride: usize) -> Result<Vec<Vec<f32>>> {
+        (0..rows)
+            .map(|row| {
+                let mut bytes = vec![0; 2 * columns];
+                self.download(address + (2 * row * stride) as u64, &mut bytes)?;
+                Ok(bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f32()).collect())
+            })
+            .collect()
     }
 
     /// Whether all of it is memory of one allocation.
@@ -212,6 +231,40 @@ impl Backend for Emulator {
         }
         let said = CStr::from_bytes_until_nul(&message).map_err(|error| failed(kernel.name, error.to_string()))?;
         if said.is_empty() { Ok(()) } else { Err(failed("emulated GPU", said.to_string_lossy())) }
+    }
+
+    fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
+        if !self.library {
+            return Ok(false);
+        }
+        let LibraryProduct { columns: [a_columns, b_columns], sizes: [m, n, k], strides, wide, .. } = *product;
+        let side = |columns: bool, side: usize| if columns { (k, side) } else { (side, k) };
+        let ((a_rows, a_width), (b_rows, b_width)) = (side(a_columns, m), side(b_columns, n));
+        let a = self.rows(product.a, a_rows, a_width, strides[0])?;
+        let b = self.rows(product.b, b_rows, b_width, strides[1])?;
+        for row in 0..m {
+            for column in 0..n {
+                let of_a = |k: usize| if a_columns { a[k][row] } else { a[row][k] };
+                let of_b = |k: usize| if b_columns { b[k][column] } else { b[column][k] };
+                let sum = product.scale * (0..k).map(|k| of_a(k) * of_b(k)).sum::<f32>();
+                let place = (row * n + column) as u64;
+                if wide {
+                    let mut old = [0; 4];
+                    if product.add {
+                        self.download(product.out + 4 * place, &mut old)?;
+                    }
+                    self.upload(product.out + 4 * place, &(f32::from_le_bytes(old) + sum).to_le_bytes())?;
+                } else {
+                    let mut old = [0; 2];
+                    if product.add {
+                        self.download(product.out + 2 * place, &mut old)?;
+                    }
+                    let sum = bf16::from_f32(bf16::from_le_bytes(old).to_f32() + sum);
+                    self.upload(product.out + 2 * place, &sum.to_le_bytes())?;
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -150,6 +150,12 @@ impl Gpu {
         Self::emulated_as(seed, |_| {})
     }
 
+    /// An emulated one with something in place of the vendor's library, as cards have it.
+    #[cfg(feature = "emulation")]
+    pub fn emulated_with_library(seed: u64) -> Self {
+        Self::with(emulated::Emulator::new(seed).with_library())
+    }
+
     /// An emulated one that says something else of itself, so that ops do what they do on such a card.
     #[cfg(feature = "emulation")]
     pub fn emulated_as(seed: u64, change: impl FnOnce(&mut Facts)) -> Self {

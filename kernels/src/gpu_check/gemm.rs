@@ -86,6 +86,15 @@ fn one(checks: &mut Checks<'_>, form: Form, [m, n, k, before]: [usize; 4], tiles
     product.run_with(tiles, Out::F32(&mut wide))?;
     let twice: Vec<f64> = sums.iter().map(|sum| 2.0 * sum).collect();
     checks.compare("f32, added", &wide, &twice, F32)?;
+    // Without a choice of tiles: by the vendor's library where there is one.
+    product.run(Out::F32(&mut wide))?;
+    let thrice: Vec<f64> = sums.iter().map(|sum| 3.0 * sum).collect();
+    checks.compare("f32, added again", &wide, &thrice, F32)?;
+    product.accumulate = Accumulate::Overwrite;
+    let mut narrow = checks.gpu.empty::<bf16>(m * n)?;
+    product.run(Out::Bf16(&mut narrow))?;
+    checks.compare("bf16", &narrow, &sums, BF16)?;
+    product.accumulate = Accumulate::Add;
 
     let with_bias: Vec<f64> = sums.iter().enumerate().map(|(index, sum)| sum + bias_values[index % n]).collect();
     product.bias = Some(&bias);

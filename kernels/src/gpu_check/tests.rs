@@ -3,6 +3,19 @@
 use super::{Check, FAMILIES, Sizes, relative_error};
 use crate::gpu::Gpu;
 
+fn wrong(name: &str, gpu: &Gpu) -> Vec<Check> {
+    let family = FAMILIES.iter().find(|family| family.name == name).expect("a family of that name");
+    family.run(gpu, Sizes::Small, 17).unwrap().into_iter().filter(|check| !check.holds()).collect()
+}
+
+#[test]
+fn products_hold_with_the_vendors_library_too() {
+    for name in ["gemm", "linear"] {
+        let wrong = wrong(name, &Gpu::emulated_with_library(0));
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}
+
 /// Runs a family in two orders of threads and blocks: everything holds, and not a bit depends on the order.
 fn holds(name: &str) {
     let family = FAMILIES.iter().find(|family| family.name == name).expect("a family of that name");

@@ -12,6 +12,13 @@
 // Weights are held times -log2(e), so that q = -p log2(e), the argument of 2^x in the sigmoid, is what is summed.
 #include "values.h"
 
+// Of newer cards the compiler wants more registers than three blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define BACKWARD_BLOCKS 2
+#else
+#define BACKWARD_BLOCKS 3
+#endif
+
 namespace {
 
 constexpr int TAPS = 4;
@@ -260,7 +267,7 @@ FORWARD(conv_forward_any, 1)
 KERNEL(conv_forward_any)
 
 #define BACKWARD(name, V)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(128, 3) name(                                                            \
+    extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) name(                                              \
         global<const bf16> qkvz, global<const float> weight, global<const uint32_t> starts, global<const bf16> dy,     \
         global<bf16> d_qkvz, int tokens, int run, int key_heads, int key_dim, int group_values, int group_width) {     \
         backward<V>(qkvz, weight, starts, dy, d_qkvz, tokens, run,                                                     \

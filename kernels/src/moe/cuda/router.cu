@@ -215,7 +215,7 @@ CHOOSE(moe_choose_1024, 32)
 KERNEL(moe_choose_1024)
 
 #define WEIGHTS_BACKWARD(name, each)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256)                                                                      \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                                   \
         name(global<const float> logits, global<const uint32_t> chosen, global<const float> d_weights, int normalise,      \
              global<const float> shares, global<const float> valid, float factor, int tokens, int experts, int per_token,  \
              global<float> wide, global<bf16> narrow) {                                                                    \

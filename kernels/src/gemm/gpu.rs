@@ -260,18 +260,20 @@ impl<'a> Product<'a> {
 
     /// Computes it: by the vendor's library where there is one, else by a kernel of ours.
     pub fn run(&self, mut out: Out<'_>) -> Result<()> {
+        if self.by_library(&mut out)? { Ok(()) } else { self.by_kernel(out) }
+    }
+
+    /// Computes it by a kernel of ours.
+    pub fn by_kernel(&self, out: Out<'_>) -> Result<()> {
         let [m, n, _] = self.form.sizes(&self.a, &self.b)?;
-        if self.by_library(&mut out)? {
-            return Ok(());
-        }
         let gpu = self.a.values.gpu();
         // Large tiles do more with what they read; too few of them leave multiprocessors without work.
         let large = LARGE.blocks(m, n) >= gpu.facts().multiprocessors as usize;
         self.run_with(if large { Choice::Large } else { Choice::Small }, out)
     }
 
-    /// Whether the library computed it. It knows neither bias nor dropout; what stands before is added in a second product.
-    fn by_library(&self, out: &mut Out<'_>) -> Result<bool> {
+    /// Whether the vendor's library computed it: not where there is none. It knows neither bias nor dropout; what stands before is added in a second product.
+    pub fn by_library(&self, out: &mut Out<'_>) -> Result<bool> {
         let sizes = self.form.sizes(&self.a, &self.b)?;
         let [m, n, k] = sizes;
         let plain = self.bias.is_none() && self.dropout.is_none_or(|dropout| dropout.threshold() == 0);

@@ -8,9 +8,9 @@ use crate::dropout::Dropout;
 use crate::gemm::Accumulate;
 use crate::gemm::gpu::Out;
 use crate::gpu::Gpu;
-use crate::lora_linear::gpu::{GpuLinear, GpuLora, GpuLoraGradients, GpuWeight, Reading};
+use crate::lora_linear::gpu::{GpuLinear, GpuLora, GpuLoraGradients, GpuWeight};
 use crate::lora_linear::reference::{Shape, backward, forward};
-use crate::nf4::{GpuNf4, Nf4Matrix};
+use crate::nf4::{GpuNf4, Nf4Matrix, Reading};
 use crate::self_test::values::narrow;
 
 /// Where a weight's values are.

@@ -45,6 +45,15 @@ pub enum GpuScales {
     },
 }
 
+/// How products read weights in NF4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Decoded into memory, then multiplied.
+    Copied,
+    /// Decoded inside of the product.
+    Fused,
+}
+
 /// Doubly quantised scales of many matrices, as numbers for measuring are given them.
 pub(crate) struct RandomScales {
     pub(crate) codes: Buffer<u8>,

@@ -33,7 +33,7 @@ mod tests;
 use std::ops::Range;
 
 pub(crate) use dynamic_map::DynamicMap;
-pub use gpu::{GpuNf4, GpuScales};
+pub use gpu::{GpuNf4, GpuScales, Reading};
 pub(crate) use gpu::{RandomScales, random_scales};
 pub use gpu_quantize::GpuValues;
 pub(crate) use gpu_quantize::mean_of;

@@ -8,10 +8,12 @@
 //! Parity comes first, on arguments drawn anew each time: what is fast and wrong need not be timed.
 
 mod ceilings;
+mod ops;
 mod parity;
 mod report;
 mod resources;
 mod steps;
+mod timing;
 
 use std::{
     fs,
@@ -36,7 +38,7 @@ struct Options {
     /// Says what there is to check and measure, and ends.
     #[arg(long)]
     list: bool,
-    /// Only these parts, with commas between them.
+    /// Only these parts, with commas between them: "op" is all whose names begin with "op:".
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Says what the kernels take of each card by the compiler's report, and ends; fails where one needs more registers than
@@ -46,7 +48,7 @@ struct Options {
     /// Arguments are drawn from this number; a new one each time without it.
     #[arg(long)]
     seed: Option<u64>,
-    /// Only small arguments in comparisons: a minute where the GPU is an emulated one.
+    /// Only small arguments, and no op for longer than to see that it runs: minutes where the GPU is an emulated one.
     #[arg(long)]
     small: bool,
     /// Number of the GPU.
@@ -66,6 +68,15 @@ struct Part {
 
 type Run = Box<dyn Fn(&Gpu, u64, &mut Report) -> Result<()>>;
 
+// === impl Part ===
+
+impl Part {
+    /// Whether it has this name, or one that goes on behind it with a colon.
+    fn is(&self, name: &str) -> bool {
+        self.name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+    }
+}
+
 fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(code) => code,
@@ -79,7 +90,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<ExitCode> {
     let parts = chosen(options)?;
     if options.list {
-        parts.iter().for_each(|part| println!("{:<24} {}", part.name, part.about));
+        parts.iter().for_each(|part| println!("{:<56} {}", part.name, part.about));
         return Ok(ExitCode::SUCCESS);
     }
     if options.resources {
@@ -123,10 +134,12 @@ fn run(options: &Options) -> Result<ExitCode> {
 /// All parts, or those that were named.
 fn chosen(options: &Options) -> Result<Vec<Part>> {
     let only = &options.only;
-    let all: Vec<Part> =
-        parity::parts(options.small).into_iter().chain([ceilings::part()]).chain(steps::parts(options.small)).collect();
+    let mut all = parity::parts(options.small);
+    all.push(ceilings::part(options.small));
+    all.extend(steps::parts(options.small));
+    all.extend(ops::parts(options.small));
     for name in only {
-        ensure!(all.iter().any(|part| part.name == *name), "there is no part {name}: see --list");
+        ensure!(all.iter().any(|part| part.is(name)), "there is no part {name}: see --list");
     }
-    Ok(all.into_iter().filter(|part| only.is_empty() || only.contains(&part.name)).collect())
+    Ok(all.into_iter().filter(|part| only.is_empty() || only.iter().any(|name| part.is(name))).collect())
 }

@@ -3,11 +3,15 @@
 use brightrun_kernels::gpu_check::Check;
 use serde_json::{Map, Value, json};
 
+use super::ceilings::Ceilings;
+
 /// Everything that was found.
 #[derive(Default)]
 pub(super) struct Report {
     notes: Map<String, Value>,
+    ceilings: Option<Ceilings>,
     checks: Vec<Value>,
+    ops: Vec<Value>,
     wrong: Vec<String>,
 }
 
@@ -44,6 +48,21 @@ impl Report {
         self.notes.insert(name.to_owned(), value);
     }
 
+    /// The best that the card can do, once it was measured.
+    pub(super) fn ceilings(&self) -> Option<Ceilings> {
+        self.ceilings
+    }
+
+    pub(super) fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.ceilings = Some(ceilings);
+    }
+
+    /// How fast an op is. Says whether it is the first one.
+    pub(super) fn op(&mut self, op: Value) -> bool {
+        self.ops.push(op);
+        self.ops.len() == 1
+    }
+
     pub(super) fn all_is_well(&self) -> bool {
         self.wrong.is_empty()
     }
@@ -60,6 +79,7 @@ impl Report {
     pub(super) fn json(&self) -> Value {
         let mut all = self.notes.clone();
         all.insert("checks".into(), self.checks.clone().into());
+        all.insert("ops".into(), self.ops.clone().into());
         all.insert("wrong".into(), self.wrong.clone().into());
         all.into()
     }

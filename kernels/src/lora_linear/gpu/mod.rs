@@ -19,7 +19,7 @@ use crate::dropout::Dropout;
 use crate::gemm::Accumulate;
 use crate::gemm::gpu::{Form, Matrix, Out, Product, Tile, pair, whole};
 use crate::gpu::{Argument, Buffer, Gpu, Kernel};
-use crate::nf4::{BLOCK, GpuNf4};
+use crate::nf4::{BLOCK, GpuNf4, Reading};
 use crate::{FrozenWeight, Result};
 
 const OP: &str = "linear";
@@ -72,15 +72,6 @@ pub struct GpuLinear {
     pub weight: GpuWeight,
     /// `[out]`.
     pub bias: Option<Buffer<f32>>,
-}
-
-/// How a weight in NF4 is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reading {
-    /// Decoded into memory, then multiplied.
-    Copied,
-    /// Decoded inside of the product.
-    Fused,
 }
 
 /// What the low-rank update adds to a product: operands as in [`Product::before`].
@@ -151,7 +142,7 @@ impl GpuWeight {
         let decoded;
         let (values, out) = match (self, reading, out) {
             (Self::Bf16 { values, .. }, _, out) => (values, out),
-            (Self::Nf4(matrix), Reading::Fused, Out::Bf16(out)) => {
+            (Self::Nf4(matrix), Reading::Fused, Out::Bf16(out)) if matrix.columns().is_multiple_of(BLOCK) => {
                 return fused(form, x, matrix, update, bias, (out, accumulate));
             }
             (Self::Nf4(matrix), _, out) => {
@@ -256,8 +247,9 @@ impl GpuLinear {
         self.forward_by(self.weight.reading(rows), x, rows, lora, Out::F32(y))
     }
 
-    /// [`GpuLinear::forward`], the weight read in a chosen way.
-    pub(crate) fn forward_by(
+    /// [`GpuLinear::forward`], the weight read in a chosen way. Only rows of whole blocks can be decoded inside
+    /// of the product.
+    pub fn forward_by(
         &self,
         reading: Reading,
         x: &Buffer<bf16>,
@@ -293,8 +285,8 @@ impl GpuLinear {
         self.backward_by(self.weight.reading(rows), x, dy, rows, lora, dx)
     }
 
-    /// [`GpuLinear::backward`], the weight read in a chosen way.
-    pub(crate) fn backward_by(
+    /// [`GpuLinear::backward`], the weight read as in [`GpuLinear::forward_by`].
+    pub fn backward_by(
         &self,
         reading: Reading,
         x: &Buffer<bf16>,

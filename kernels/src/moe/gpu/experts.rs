@@ -6,7 +6,7 @@ use super::OP;
 use crate::dropout::splitmix;
 use crate::gpu::{Buffer, Gpu};
 use crate::moe::Expert;
-use crate::nf4::{BLOCK, NESTED_BLOCK, Nf4Matrix, RandomScales, Scales, dynamic_map, random_scales};
+use crate::nf4::{BLOCK, NESTED_BLOCK, Nf4Matrix, RandomScales, Reading, Scales, dynamic_map, random_scales};
 use crate::noise::{random_bytes, uniform_bf16};
 use crate::{Error, FrozenWeight, Result};
 
@@ -20,6 +20,8 @@ pub struct GpuExperts {
     hidden: usize,
     width: usize,
     pub(super) stored: Stored,
+    /// As was asked for; otherwise by the number of rows.
+    pub(super) reading: Option<Reading>,
 }
 
 /// How the weights are stored.
@@ -55,7 +57,7 @@ impl GpuExperts {
         check(experts, hidden, width)?;
         let group = |matrices| Nf4Group::new(gpu, matrices, hidden * width, double).map(Box::new);
         let stored = Stored::Nf4 { gate_up: group(2 * experts)?, down: group(experts)? };
-        Ok(Self { experts, hidden, width, stored })
+        Ok(Self { experts, hidden, width, stored, reading: None })
     }
 
     /// Room for experts in bf16, which [`GpuExperts::set`] fills.
@@ -63,7 +65,7 @@ impl GpuExperts {
         check(experts, hidden, width)?;
         let gate_up = gpu.empty(experts * 2 * width * hidden)?;
         let stored = Stored::Plain { gate_up, down: gpu.empty(experts * hidden * width)? };
-        Ok(Self { experts, hidden, width, stored })
+        Ok(Self { experts, hidden, width, stored, reading: None })
     }
 
     /// Numbers of both signs, `limit` or less, made on the GPU: for measuring, where values do not matter. In NF4, with double
@@ -80,12 +82,12 @@ impl GpuExperts {
         let Some(double) = double else {
             let gate_up = uniform_bf16(gpu, experts * 2 * count, limit, key)?;
             let stored = Stored::Plain { gate_up, down: uniform_bf16(gpu, experts * count, limit, splitmix(key))? };
-            return Ok(Self { experts, hidden, width, stored });
+            return Ok(Self { experts, hidden, width, stored, reading: None });
         };
         let group =
             |matrices, key| -> Result<_> { Ok(Box::new(Nf4Group::random(gpu, matrices, count, double, limit, key)?)) };
         let stored = Stored::Nf4 { gate_up: group(2 * experts, key)?, down: group(experts, splitmix(key))? };
-        Ok(Self { experts, hidden, width, stored })
+        Ok(Self { experts, hidden, width, stored, reading: None })
     }
 
     /// Copies an expert's weights, gate, up and down, which are stored as the others are.
@@ -145,6 +147,12 @@ impl GpuExperts {
             }
         }
         Ok(all)
+    }
+
+    /// Has products read weights in NF4 in this way, however many rows there are. Only what lies in whole blocks can be
+    /// decoded inside of products.
+    pub fn read_by(&mut self, reading: Reading) {
+        self.reading = Some(reading);
     }
 
     /// Number of experts.

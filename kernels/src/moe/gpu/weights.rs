@@ -7,7 +7,7 @@ use half::bf16;
 use super::experts::{GpuExperts, GroupScales, Nf4Group, Stored};
 use crate::Result;
 use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
-use crate::nf4::{BLOCK, NESTED_BLOCK};
+use crate::nf4::{BLOCK, NESTED_BLOCK, Reading};
 
 const DECODE: Kernel =
     Kernel::new("moe_decode", "const u8*, const f32*, const u8*, const f32*, const f32*, const f32*, i32, i32, bf16*");
@@ -88,7 +88,8 @@ pub(super) fn each_group(
         (Stored::Nf4 { gate_up, .. }, Matrices::GateUp) => (gate_up, 2),
         (Stored::Nf4 { down, .. }, Matrices::Down) => (down, 1),
     };
-    if rows / experts.experts() < DECODED_ROWS && in_whole_blocks(experts) {
+    let few = if rows / experts.experts() < DECODED_ROWS { Reading::Fused } else { Reading::Copied };
+    if experts.reading.unwrap_or(few) == Reading::Fused && in_whole_blocks(experts) {
         return work(Weights::quantised(group), all);
     }
     let gpu = experts.gpu();

@@ -68,7 +68,7 @@ fn logits(draw: &Draw<'_>, model: &Model, tokens: usize, load: Load, x: &Buffer<
     let (experts, hidden) = (model.experts, model.hidden);
     // A product of two numbers in -1..1 has a variance of 1/9.
     let weight = draw.bf16_within(3.0 / (hidden as f32).sqrt(), experts * hidden)?;
-    let raised = |expert: usize| if load == Load::Skewed && expert % HOT == HOT / 2 { RAISED } else { 0.0 };
+    let raised = |expert: usize| if load == Load::Skewed && expert % HOT == 1 { RAISED } else { 0.0 };
     let bias = draw.gpu.of(&(0..experts).map(raised).collect::<Vec<_>>())?;
     let linear = GpuLinear { weight: GpuWeight::bf16(weight, experts, hidden)?, bias: Some(bias) };
     let mut logits = draw.gpu.empty(tokens * experts)?;

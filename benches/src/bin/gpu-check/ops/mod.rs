@@ -47,8 +47,10 @@ struct Op {
     about: &'static str,
     cost: Cost,
     /// Makes arguments, and what calls the op on them.
-    set_up: Box<dyn Fn(&Draw<'_>) -> Result<Work>>,
+    set_up: Box<SetUp>,
 }
+
+type SetUp = dyn Fn(&Draw<'_>) -> Result<Work>;
 
 /// Where arguments come from: random numbers of a GPU, others each time.
 struct Draw<'a> {
@@ -130,11 +132,11 @@ impl Op {
             "bound": if by_products { "products" } else { "bandwidth" }, "share": share,
         }));
         if first {
-            println!("{:<52} {:>9} {:>21} {:>14} {:>6}", "op", "ms", "least..most", "rate", "share");
+            println!("{:<56} {:>9} {:>21} {:>14} {:>6}", "op", "ms", "least..most", "rate", "share");
         }
         let (rate, unit) = if by_products { (operations, "TFLOP/s") } else { (bytes, "TB/s") };
         println!(
-            "{:<52} {:>9.4} {:>21} {:>6.4} {unit:<7} {:>4.0} %",
+            "{:<56} {:>9.4} {:>21} {:>6.4} {unit:<7} {:>4.0} %",
             self.name,
             1e3 * times.median,
             format!("{:.4}..{:.4}", 1e3 * times.least, 1e3 * times.most),

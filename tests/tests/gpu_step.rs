@@ -1,77 +1,78 @@
 //! A whole step on an emulated GPU is that of the processor, as far as bf16 determines it.
-//!
-//! A router that chooses otherwise because of a rounding changes a token's way altogether. So what is not about choices is
-//! compared with as many experts as a token meets; the others have a seed for which no choice is near.
+
+use std::path::Path;
 
 use brightrun_kernels::gpu::Gpu;
-use brightrun_tests::gpu_step::Case;
-use brightrun_tests::steps::PLAIN;
-use brightrun_tests::toy::{Mixers, Shape};
-use brightrun_trainer::config::Family;
+use brightrun_tests::golden::measure_on;
+use brightrun_tests::gpu_step::{Case, cases};
 use brightrun_trainer::step::StepOptions;
-use brightrun_trainer::weights::BasePrecision;
 
-fn case(family: Family) -> Case {
-    let mixers = if family == Family::Qwen3Next { Mixers::Both } else { Mixers::Attention };
-    Case {
-        shape: Shape { family, mixers, layers: 2, hidden: 64, vocabulary: 96, experts: 6, expert_width: 32 },
-        precision: BasePrecision::nf4(),
-        options: PLAIN,
-        documents: vec![vec![(37, 37), (1, 1), (20, 20)]],
-        seed: 5,
+/// Cases by the parts of their names, so that tests run side by side.
+fn check(part: &str) {
+    let chosen: Vec<(&str, Case)> = cases().into_iter().filter(|(name, _)| name.contains(part)).collect();
+    assert!(!chosen.is_empty(), "no case is called {part}");
+    for (name, case) in chosen {
+        let folder = tempfile::tempdir().unwrap();
+        let differences = case.compare(&Gpu::emulated(0), folder.path()).unwrap();
+        assert!(differences.len() > 20, "{name}: {differences:?}");
+        let wrong: Vec<_> = differences.iter().filter(|found| !(found.error <= found.allowed())).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:#?}");
     }
-}
-
-/// Every token meets all experts.
-fn without_choice() -> Case {
-    let case = case(Family::Qwen3Next);
-    Case { shape: Shape { experts: 2, ..case.shape }, ..case }
-}
-
-fn check(case: &Case) {
-    let folder = tempfile::tempdir().unwrap();
-    let differences = case.compare(&Gpu::emulated(0), folder.path()).unwrap();
-    assert!(differences.len() > 20, "{differences:?}");
-    let wrong: Vec<_> = differences.iter().filter(|difference| !difference.holds()).collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
-fn every_family() {
-    for family in Family::ALL {
-        check(&case(family));
-    }
+fn qwen3_next() {
+    check("qwen3_next");
+}
+
+#[test]
+fn qwen3_moe() {
+    check("qwen3_moe");
+}
+
+#[test]
+fn qwen2_moe() {
+    check("qwen2_moe");
 }
 
 #[test]
 fn a_base_that_is_not_quantised() {
-    check(&Case { precision: BasePrecision::Full, ..without_choice() });
+    check("a base in bf16");
 }
 
 #[test]
 fn padding_and_several_micro_batches() {
-    check(&Case { documents: vec![vec![(20, 17), (9, 9)], vec![(30, 30), (12, 3)]], ..without_choice() });
+    check("padding and micro-batches");
 }
 
 #[test]
 fn dropout() {
-    check(&Case { options: StepOptions { dropout: 0.2, ..PLAIN }, ..without_choice() });
+    check("dropout");
 }
 
 #[test]
 fn noise_on_the_embeddings() {
-    check(&Case { options: StepOptions { neftune_alpha: 5.0, ..PLAIN }, ..without_choice() });
+    check("noise");
 }
 
 #[test]
 fn the_load_balancing_loss() {
-    check(&Case { options: StepOptions { aux_coefficient: Some(0.1), ..PLAIN }, ..case(Family::Qwen3Next) });
+    check("load balancing");
 }
 
 #[test]
 fn a_step_gives_the_same_bits_whatever_comes_first() {
-    let options = StepOptions { dropout: 0.2, aux_coefficient: Some(0.1), ..PLAIN };
+    let (_, case) = cases().into_iter().find(|(name, _)| *name == "qwen3_next").unwrap();
+    let options = StepOptions { dropout: 0.2, aux_coefficient: Some(0.1), ..case.options };
     let folder = tempfile::tempdir().unwrap();
-    let case = Case { options, ..case(Family::Qwen3Next) };
-    assert!(case.repeats([&Gpu::emulated(0), &Gpu::emulated(1)], folder.path()).unwrap());
+    assert!(Case { options, ..case }.repeats([&Gpu::emulated(0), &Gpu::emulated(1)], folder.path()).unwrap());
+}
+
+#[test]
+fn runs_of_the_reference_implementation() {
+    for name in ["qwen2_moe_s1", "qwen3_moe_s1", "qwen3_next_s1"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+        let report = measure_on(&Gpu::emulated(0), &dir).unwrap();
+        assert!(report.passed(), "{}", report.json(name));
+    }
 }

@@ -2,6 +2,7 @@
 //! runs and the checkpoints of bitsandbytes, through the product's own loading, step and optimiser.
 
 mod fixture;
+mod gpu;
 mod measure;
 mod model;
 mod nf4;
@@ -12,6 +13,7 @@ pub use measure::{Report, share_of_maximum};
 use std::path::Path;
 
 use anyhow::Result;
+use brightrun_kernels::gpu::Gpu;
 
 /// Measures everything a fixture has numbers for.
 pub fn measure(dir: &Path) -> Result<Report> {
@@ -23,4 +25,9 @@ pub fn measure(dir: &Path) -> Result<Report> {
     nf4::runs(&fixture, &mut report)?;
     nf4::checkpoint(&fixture, &mut report)?;
     Ok(report)
+}
+
+/// The fixture's losses and its LoRA run on a GPU, which computes in bf16.
+pub fn measure_on(gpu: &Gpu, dir: &Path) -> Result<Report> {
+    gpu::measure(gpu, dir)
 }

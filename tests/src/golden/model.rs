@@ -129,12 +129,13 @@ pub(super) struct Run {
     pub(super) first: AdapterTensors,
 }
 
-/// Takes the fixture's steps with one of the rules for unhit experts.
-pub(super) fn train(source: &Source, fixture: &Fixture, unhit_experts: UnhitExperts) -> Result<Run> {
-    let adapters = source.adapters(&fixture.dir.join("lora_init"))?;
-    let model = source.model(&adapters)?;
-    let settings: &OptimizerSettings = &fixture.golden.optimizer;
-    let options = OptimizerOptions {
+/// How the fixtures' steps are computed.
+pub(super) const STEP: StepOptions =
+    StepOptions { recompute: Recompute::Layers, dropout: 0.0, seed: 0, neftune_alpha: 0.0, aux_coefficient: None };
+
+/// How the fixture's runs are optimised, with one of the rules for unhit experts.
+pub(super) fn optimizer(settings: &OptimizerSettings, unhit_experts: UnhitExperts) -> OptimizerOptions {
+    OptimizerOptions {
         beta1: settings.betas[0],
         beta2: settings.betas[1],
         epsilon: settings.eps,
@@ -142,16 +143,21 @@ pub(super) fn train(source: &Source, fixture: &Fixture, unhit_experts: UnhitExpe
         max_gradient_norm: Some(settings.clip),
         unhit_experts,
         ..OptimizerOptions::default()
-    };
-    let mut optimizer = Optimizer::new(&adapters, options);
-    let step_options =
-        StepOptions { recompute: Recompute::Layers, dropout: 0.0, seed: 0, neftune_alpha: 0.0, aux_coefficient: None };
+    }
+}
+
+/// Takes the fixture's steps with one of the rules for unhit experts.
+pub(super) fn train(source: &Source, fixture: &Fixture, unhit_experts: UnhitExperts) -> Result<Run> {
+    let adapters = source.adapters(&fixture.dir.join("lora_init"))?;
+    let model = source.model(&adapters)?;
+    let settings = &fixture.golden.optimizer;
+    let mut optimizer = Optimizer::new(&adapters, optimizer(settings, unhit_experts));
     let (mut loss, mut grad_norm, mut first) = (vec![], vec![], AdapterTensors::new());
     for step in 0..settings.steps {
         let batch = &fixture.batches[step % fixture.batches.len()];
         let mut gradients = Gradients::new(&adapters);
         let position = Position { step: step as u64, micro_batch: 0, micro_batches: 1 };
-        let report = accumulate(&model, batch, &step_options, position, batch.target_count(), &mut gradients)?;
+        let report = accumulate(&model, batch, &STEP, position, batch.target_count(), &mut gradients)?;
         if step == 0 {
             first = adapters.split(|var| gradients.of(var))?;
         }

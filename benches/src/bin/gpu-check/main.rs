@@ -8,10 +8,12 @@
 //! Parity comes first, on arguments drawn anew each time: what is fast and wrong need not be timed.
 
 mod ceilings;
+mod golden;
 mod ops;
 mod parity;
 mod report;
 mod resources;
+mod step_parity;
 mod steps;
 mod timing;
 
@@ -51,6 +53,9 @@ struct Options {
     /// Only small arguments, and no op for longer than to see that it runs: minutes where the GPU is an emulated one.
     #[arg(long)]
     small: bool,
+    /// Folder with fixtures whose runs are repeated, as `tests/fixtures`.
+    #[arg(long)]
+    fixtures: Option<PathBuf>,
     /// Number of the GPU.
     #[arg(long, default_value_t = 0)]
     card: u32,
@@ -134,10 +139,17 @@ fn run(options: &Options) -> Result<ExitCode> {
 /// All parts, or those that were named.
 fn chosen(options: &Options) -> Result<Vec<Part>> {
     let only = &options.only;
-    let mut all = parity::parts(options.small);
+    let mut all = parity::small();
+    all.extend(step_parity::parts());
+    if let Some(fixtures) = &options.fixtures {
+        all.extend(golden::parts(fixtures)?);
+    }
     all.push(ceilings::part(options.small));
     all.extend(steps::parts(options.small));
     all.extend(ops::parts(options.small));
+    if !options.small {
+        all.extend(parity::real());
+    }
     for name in only {
         ensure!(all.iter().any(|part| part.is(name)), "there is no part {name}: see --list");
     }

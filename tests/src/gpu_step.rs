@@ -53,6 +53,11 @@ const NUDGES: u64 = 4;
 const ALLOWED: (f64, f64) = (0.03, 6.0);
 
 impl Difference {
+    /// Whether bf16 explains it; what is not a number is not explained.
+    pub fn holds(&self) -> bool {
+        self.error <= self.allowed()
+    }
+
     /// What bf16 explains.
     pub fn allowed(&self) -> f64 {
         ALLOWED.0.max(ALLOWED.1 * self.control)

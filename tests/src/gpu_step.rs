@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use brightrun_kernels::gpu::Gpu;
+use brightrun_kernels::gpu_check::relative_error;
 use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::{IGNORED, MicroBatch};
 use brightrun_trainer::clock::Still;
@@ -107,21 +108,15 @@ pub fn cases() -> Vec<(&'static str, Case)> {
 type Numbers = Vec<(String, Vec<f32>)>;
 
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    let difference = norm(&mut found.iter().zip(expected).map(|(f, e)| f64::from(*f) - f64::from(*e)));
-    let size = norm(&mut expected.iter().map(|value| f64::from(*value)));
-    match difference {
-        _ if found.len() != expected.len() => f64::INFINITY,
-        0.0 => 0.0,
-        difference => difference / size,
-    }
+    let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+    relative_error(&wide(found), &wide(expected))
 }
 
 impl Case {
     /// Takes one optimiser step on both sides, with files in this folder, and compares all that it gives.
     pub fn compare(&self, gpu: &Gpu, folder: &Path) -> Result<Vec<Difference>> {
-        let expected = self.on_processor(&Toy::write(folder, &self.shape, self.seed)?)?;
-        let found = self.on_gpu(gpu, &Toy::write(folder, &self.shape, self.seed)?)?;
+        let toy = Toy::write(folder, &self.shape, self.seed)?;
+        let (expected, found) = (self.on_processor(&toy)?, self.on_gpu(gpu, &toy)?);
         let nudged = |nudge| self.on_processor(&Toy::write_nudged(folder, &self.shape, self.seed, ROUNDING, nudge)?);
         let controls = (0..NUDGES).map(nudged).collect::<Result<Vec<_>>>()?;
         ensure!(

@@ -82,6 +82,15 @@ impl Default for OptimizerOptions {
     }
 }
 
+/// Values that are updated together.
+pub(crate) struct Together {
+    pub(crate) range: Range<usize>,
+    /// The number of the routed expert they belong to, if they belong to one.
+    pub(crate) expert: Option<usize>,
+    /// Times the learning rate of the step.
+    pub(crate) rate: f64,
+}
+
 /// The moments of values that are updated together, and how often they were.
 #[derive(Debug)]
 struct Segment {
@@ -111,29 +120,66 @@ pub struct StepOutcome {
 // === impl Segment ===
 
 impl Segment {
-    /// Those of a parameter.
-    ///
-    /// All matrices of a routed expert are one segment as long as they have one learning rate. With LoRA+ each is its own, as
-    /// it is in PEFT; so no block of 8-bit moments has a share in both an `A` and a `B`, and 32-bit moments are where they were.
     fn all(parameter: &Parameter, options: &OptimizerOptions) -> Vec<Self> {
-        let new = |range: Range<usize>, expert, rate| {
+        let new = |Together { range, expert, rate }: Together| {
             let moments = match options.kind {
                 OptimizerKind::AdamW => Moments::full(range.len()),
                 OptimizerKind::AdamW8bit => Moments::blockwise(range.len()),
             };
             Self { range, expert, rate, moments, updates: 0 }
         };
-        if let Some(layout) = &parameter.experts
-            && options.loraplus_lr_ratio == 1.0
-        {
-            return (0..layout.experts()).map(|expert| new(layout.range(expert), Some(expert), 1.0)).collect();
-        }
-        let matrix = |MatrixPlace { expert, factor, range }| {
-            let rate = if factor == Factor::B { options.loraplus_lr_ratio } else { 1.0 };
-            new(range, expert, rate)
-        };
-        parameter.matrices().into_iter().map(matrix).collect()
+        Together::all(parameter, options).map(new).collect()
     }
+}
+
+// === impl Together ===
+
+impl Together {
+    /// Those of a parameter, in the order of their values.
+    ///
+    /// All matrices of a routed expert are one as long as they have one learning rate. With LoRA+ each is its own, as it is in
+    /// PEFT; so no block of 8-bit moments has a share in both an `A` and a `B`, and 32-bit moments are where they were.
+    pub(crate) fn all(parameter: &Parameter, options: &OptimizerOptions) -> impl Iterator<Item = Self> {
+        let whole = parameter.experts.clone().filter(|_| options.loraplus_lr_ratio == 1.0);
+        let apart = if whole.is_some() { Vec::new() } else { parameter.matrices() };
+        let ratio = options.loraplus_lr_ratio;
+        let experts = whole.into_iter().flat_map(|layout| {
+            (0..layout.experts()).map(move |expert| Self {
+                range: layout.range(expert),
+                expert: Some(expert),
+                rate: 1.0,
+            })
+        });
+        experts.chain(apart.into_iter().map(move |MatrixPlace { expert, factor, range }| {
+            let rate = if factor == Factor::B { ratio } else { 1.0 };
+            Self { range, expert, rate }
+        }))
+    }
+}
+
+// === impl OptimizerOptions ===
+
+impl OptimizerOptions {
+    /// What a step needs of them.
+    pub(crate) fn hyper(&self, learning_rate: f64) -> Hyper {
+        Hyper {
+            learning_rate,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+}
+
+/// Why a step with this norm is not made; nothing where it is.
+pub(crate) fn refuse_norm(gradient_norm: f64) -> Result<()> {
+    if gradient_norm.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the gradient's norm is {gradient_norm}; nothing was changed. Try a lower learning rate"
+    )))
 }
 
 // === impl Optimizer ===
@@ -154,19 +200,9 @@ impl Optimizer {
             }
         }
         let gradient_norm = squares.sqrt();
-        if !gradient_norm.is_finite() {
-            return Err(Error::Invalid(format!(
-                "the gradient's norm is {gradient_norm}; nothing was changed. Try a lower learning rate"
-            )));
-        }
+        refuse_norm(gradient_norm)?;
         let scale = self.options.max_gradient_norm.map_or(1.0, |max| clip_factor(gradient_norm, max));
-        let hyper = Hyper {
-            learning_rate,
-            beta1: self.options.beta1,
-            beta2: self.options.beta2,
-            epsilon: self.options.epsilon,
-            weight_decay: self.options.weight_decay,
-        };
+        let hyper = self.options.hyper(learning_rate);
         for ((parameter, gradient, hits), segments) in gradients.iter().zip(&mut self.segments) {
             let Some(gradient) = gradient else { continue };
             let skip = self.options.unhit_experts == UnhitExperts::Skip;

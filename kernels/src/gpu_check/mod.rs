@@ -189,7 +189,7 @@ impl Checks<'_> {
 }
 
 /// `‖found - expected‖ / ‖expected‖`. No values at all prove nothing, and so do not pass; nor does anything beside zeros.
-fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
+pub fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
     if found.len() != expected.len() || found.is_empty() {
         return f64::INFINITY;
     }

@@ -11,7 +11,7 @@ use half::bf16;
 
 use super::adapters::GpuAdapters;
 use crate::Result;
-use crate::model::{PassDropout, keyed};
+use crate::model::PassDropout;
 
 /// One pass over one packed row. A recomputed layer gets the same pass, and so the same masks.
 pub(super) struct Pass<'a> {
@@ -72,11 +72,11 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) fn dropout(&self, id: u64) -> Option<Dropout> {
-        self.dropout.map(|dropout| keyed(dropout.probability, dropout.key, id, 0))
+        self.dropout.map(|dropout| dropout.of(id))
     }
 
     /// Dropout of gate, up and down of routed experts.
     pub(super) fn expert_dropout(&self, id: u64) -> Option<[Dropout; 3]> {
-        self.dropout.map(|dropout| [1, 2, 3].map(|which| keyed(dropout.probability, dropout.key, id, which)))
+        self.dropout.map(|dropout| dropout.of_experts(id))
     }
 }

@@ -49,6 +49,6 @@ impl Linear {
 }
 
 /// The dropout of a module in a pass.
-pub(crate) fn keyed(probability: f32, key: u64, id: u64, which: u64) -> Dropout {
+pub(super) fn keyed(probability: f32, key: u64, id: u64, which: u64) -> Dropout {
     Dropout::keyed(probability, &[key, id, which])
 }

@@ -25,7 +25,6 @@ use candle_core::{Device, Tensor};
 
 pub use cache::Cache;
 pub(crate) use delta_net::groups;
-pub(crate) use linear::keyed;
 pub use load::Nf4Arithmetic;
 pub(crate) use load::norm_kind;
 pub use mlp::RouterOutput;

@@ -20,6 +20,20 @@ pub struct PassDropout {
     pub key: u64,
 }
 
+// === impl PassDropout ===
+
+impl PassDropout {
+    /// That of the linear with this number.
+    pub(crate) fn of(&self, id: u64) -> Dropout {
+        keyed(self.probability, self.key, id, 0)
+    }
+
+    /// Those of gate, up and down of routed experts.
+    pub(crate) fn of_experts(&self, id: u64) -> [Dropout; 3] {
+        [1, 2, 3].map(|which| keyed(self.probability, self.key, id, which))
+    }
+}
+
 /// One forward pass over one packed row. A recomputed layer gets the same pass, and so the same masks.
 #[derive(Debug, Clone)]
 pub struct Pass {
@@ -85,11 +99,11 @@ impl Pass {
     }
 
     pub(super) fn dropout(&self, id: u64) -> Option<Dropout> {
-        self.dropout.map(|d| keyed(d.probability, d.key, id, 0))
+        self.dropout.map(|dropout| dropout.of(id))
     }
 
     /// Dropout of gate, up and down of routed experts.
     pub(super) fn expert_dropout(&self, id: u64) -> Option<[Dropout; 3]> {
-        self.dropout.map(|d| [1, 2, 3].map(|which| keyed(d.probability, d.key, id, which)))
+        self.dropout.map(|dropout| dropout.of_experts(id))
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn build(kernels: &[PathBuf]) -> io::Result<()> {
         }
     });
     let done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let compiled = done.into_values().collect::<io::Result<Vec<_>>>()?;
+    let compiled = done.into_values().filter_map(Result::transpose).collect::<io::Result<Vec<_>>>()?;
     fs::write(out.join("fatbins.rs"), table(&compiled))
 }
 
@@ -91,10 +91,19 @@ fn architectures(nvcc: &Path) -> io::Result<Vec<String>> {
     Ok(ARCHITECTURES.into_iter().filter(knows).map(str::to_owned).collect())
 }
 
-fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> io::Result<Compiled> {
+/// Nothing where the kernels are for none of the architectures.
+fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> io::Result<Option<Compiled>> {
     let text = fs::read_to_string(source)?;
-    let named = |line: &str| Some(line.trim().strip_prefix("KERNEL(")?.strip_suffix(')')?.to_owned());
-    let kernels: Vec<String> = text.lines().filter_map(named).collect();
+    let named = |word: &str| -> Vec<String> {
+        let name = |line: &str| Some(line.trim().strip_prefix(word)?.strip_prefix('(')?.strip_suffix(')')?.to_owned());
+        text.lines().filter_map(name).collect()
+    };
+    let (kernels, only) = (named("KERNEL"), named("ONLY_FOR"));
+    let architectures: Vec<&String> =
+        architectures.iter().filter(|name| only.is_empty() || only.contains(name)).collect();
+    if architectures.is_empty() {
+        return Ok(None);
+    }
     let stem = source.with_extension("").to_string_lossy().replace(['/', '.'], "_");
     let (fatbin, report) = (out.join(format!("{stem}.fatbin")), out.join(format!("{stem}.report")));
     let mut flags: Vec<String> =
@@ -103,7 +112,7 @@ fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> 
             .into();
     flags.extend(architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")));
     // What newer cards than these compile for themselves.
-    if let Some(last) = architectures.last() {
+    if let Some(last) = architectures.last().filter(|_| only.is_empty()) {
         let last = last.trim_end_matches('a');
         flags.push(format!("-gencode=arch=compute_{last},code=compute_{last}"));
     }
@@ -114,11 +123,15 @@ fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> 
         if !output.status.success() {
             return Err(io::Error::other(format!("nvcc cannot compile {}:\n{said}", source.display())));
         }
+        // Says the assembler where it makes each `wgmma` wait for the one before.
+        if let Some(line) = said.lines().find(|line| line.contains("wgmma") && line.contains("serialized")) {
+            return Err(io::Error::other(format!("{}: {line}", source.display())));
+        }
         fs::write(&report, made_by + &said)?;
     }
     let resources = resources(&fs::read_to_string(&report)?);
     let file = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Compiled { file, kernels, fatbin, resources })
+    Ok(Some(Compiled { file, kernels, fatbin, resources }))
 }
 
 /// Whether the report is that of the same command, and newer than every file that it follows from.

@@ -195,21 +195,24 @@ DEVICE void write_rows(const Head<bf16>& to, int token, int rows, shared<const b
     }
 }
 
-// Removes what a row may not see: keys before its document, and those behind it. Keys and starts count from the block's first
-// row on; `own` is the warp's first one.
-template <int M, int N> DEVICE void hide(float (&scores)[M][N][4], shared<const int> starts, int own, int key) {
+// Removes what a query does not see: keys behind it, and those of documents before or after. Rows are queries, and `edges` where
+// their documents begin; or rows are keys, and `edges` where their documents end. All count from the block's first row on; the
+// scores begin at `row` and `column`.
+template <bool KEYS_ARE_ROWS, int M, int N>
+DEVICE void hide(float (&scores)[M][N][4], shared<const int> edges, int row, int column) {
     int lane = lane_index(), group = lane / 4, pair = lane % 4 * 2;
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            int row = own + 16 * m + 8 * i + group, start = starts[row];
+            int own = row + 16 * m + 8 * i + group, edge = edges[own];
 #pragma unroll
             for (int n = 0; n < N; n++) {
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    int at = key + 8 * n + pair + j;
-                    if (at < start || at > row) scores[m][n][2 * i + j] = -INFINITY;
+                    int at = column + 8 * n + pair + j;
+                    bool hidden = KEYS_ARE_ROWS ? at < own || at >= edge : at < edge || at > own;
+                    if (hidden) scores[m][n][2 * i + j] = -INFINITY;
                 }
             }
         }

@@ -13,6 +13,8 @@ namespace delta {
 constexpr int CHUNK = 64;
 // Above this, softplus is the identity.
 constexpr float SOFTPLUS_LINEAR = 20.0f;
+// A token's log decay is at least this, of which exp is 0 already: sums stay so small that their differences mean something.
+constexpr float FORGOTTEN = -128.0f;
 // Added to a sum of squares before its root.
 constexpr float EPSILON = 1e-6f;
 // In the table of chunks: there is no state, since a document begins or ends here.
@@ -128,36 +130,15 @@ template <int DK> DEVICE float inverse_length(shared<bf16> tile, int row) {
     return 1.0f / sqrtf(sum + EPSILON);
 }
 
+DEVICE float log_decay(float rate, float x) {
+    const float softplus = x > SOFTPLUS_LINEAR ? x : log1pf(expf(x));
+    return fmaxf(-rate * softplus, FORGOTTEN);
+}
+
 // exp(G_C) of a whole chunk, from the factors of its last token.
 DEVICE float whole_decay(shared<float> factors) {
     shared<float> last = factors + (CHUNK - 1) * FACTORS;
     return last[RECALL] / last[KEEP];
 }
-
-// Where a block is that walks over a document: a value head of it, and the first of its columns.
-struct Walk {
-    int64_t first, width;
-    int tokens, chunks, heads, head, key_head, key_heads, dk, dv, column;
-    // Of the document's first state: its second chunk's.
-    int64_t state;
-
-    DEVICE Walk(global<const uint32_t> documents, int columns, int key_heads, int per_key, int dk, int dv)
-        : heads(key_heads * per_key), key_heads(key_heads), dk(dk), dv(dv) {
-        int splits = (dv + columns - 1) / columns, document = blockIdx.x / (splits * heads);
-        column = blockIdx.x % splits * columns;
-        head = blockIdx.x / splits % heads;
-        key_head = head / per_key;
-        first = documents[4 * document];
-        tokens = int(documents[4 * document + 1]);
-        chunks = (tokens + CHUNK - 1) / CHUNK;
-        width = int64_t(2) * key_heads * dk + int64_t(heads) * dv;
-        state = (int64_t(documents[4 * document + 2]) * heads + head) * dv * dk;
-    }
-
-    DEVICE int rows(int chunk) const { return min(tokens - chunk * CHUNK, CHUNK); }
-    DEVICE int64_t token(int chunk) const { return first + int64_t(chunk) * CHUNK; }
-    // Values from one state of the head to the next.
-    DEVICE int64_t state_stride() const { return int64_t(heads) * dv * dk; }
-};
 
 }  // namespace delta

@@ -3,7 +3,8 @@
 //
 //   global<T>, shared<T>       pointers; load<V>(p), store<V>(p, v) move 2 to 16 bytes at once, load_once<V>(p) what
 //                              nobody reads again; at_address<T>(n) is memory by an address that was read from memory
-//   SHARED(T, name, count)     a block's own memory of fixed size;  DYNAMIC_SHARED(T, name)  of the size that the launch says
+//   SHARED(T, name, count)     a block's own memory of fixed size;  DYNAMIC_SHARED(T, name)  of the size that the launch says;
+//                              ALIGNED_SHARED(T, name)  the same, at a multiple of 1024 bytes
 //   bf16                       to_float(b), to_bf16(f): rounded to the nearest, ties to even; two in 32 bits: pack(low,
 //                              high), low(pair), high(pair)
 //   sync_block, sync_warp, shuffle_xor, shuffle, shuffle_down, shuffle_up, vote_any, vote_all, votes
@@ -11,14 +12,20 @@
 //   mma_tf32(d, a, b)          mma.sync m16n8k8 of to_tf32(f), f32 out
 //   load_matrix, load_matrix_transposed      ldmatrix x4: 8x8 pieces of bf16
 //   copy_async, commit_async, wait_async<N>  cp.async of 16 bytes;  copy_async_if(to, from, there)  of zeros where `there` is 0
+//   wgmma_bf16(d, a, b)        Hopper's product of 4 warps, m64n128k16 of bf16 in shared memory (`Matrix`), f32 sums. It goes on
+//                              while its threads do: wgmma_fence() is before the first of some, wgmma_commit() behind the
+//                              last, and until wgmma_wait<N>() leaves at most N such groups, nobody touches d, a or b
+//   fence_async_proxy()        behind the next barrier wgmma sees what this thread has written to shared memory
 //   multiply, add              rounded each by itself; elsewhere a product may be joined with a sum; fused(x, y, z) is
 //   divide, square_root        rounded to the nearest
 //   fast_exp, fast_exp2, fast_log, quotient, reciprocal_root    to a few units in the last place; expf, logf are exact to 2
 //   fast_reciprocal                                             one instruction, to one unit; of infinity it is 0
 //   atomic_add                 whole numbers only: sums of floats must not depend on who comes first
 //   here(number)               the same number; what follows from it is computed where it stands, not kept from before a loop
-//   permute_bytes(x, y, places)      four of the eight bytes of x and y, each by three bits of its half byte in `places`
+//   permute_bytes(x, y, places)      four of the eight bytes of x and y, each by three bits of its half byte in `places`; with
+//                              the fourth bit only the byte's sign, eight times
 //   KERNEL(name)               after a kernel: makes it known to the host
+//   ONLY_FOR(architecture)     all kernels of the file are for that one: 90a, as the compiler names it
 #pragma once
 
 #ifdef __CUDACC__
@@ -38,7 +45,11 @@ template <class T> using shared = T*;
 #define DYNAMIC_SHARED(T, name)                                  \
     extern __shared__ __align__(128) unsigned char dynamic_##name[]; \
     T* name = reinterpret_cast<T*>(dynamic_##name)
+#define ALIGNED_SHARED(T, name)                                   \
+    extern __shared__ __align__(1024) unsigned char aligned_##name[]; \
+    T* name = reinterpret_cast<T*>(aligned_##name)
 #define KERNEL(name)
+#define ONLY_FOR(architecture)
 
 template <class V, class T> DEVICE V load(const T* at) { return *reinterpret_cast<const V*>(at); }
 template <class V, class T> DEVICE void store(T* at, V value) { *reinterpret_cast<V*>(at) = value; }
@@ -84,7 +95,12 @@ DEVICE uint32_t multiply_pairs(uint32_t x, uint32_t y) {
 }
 DEVICE int count_leading_zeros(uint32_t bits) { return __clz(int(bits)); }
 DEVICE int count_ones(uint32_t bits) { return __popc(bits); }
-DEVICE uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) { return __byte_perm(x, y, places); }
+// Not `__byte_perm`, which takes the fourth bits of `places` off before.
+DEVICE uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) {
+    uint32_t bytes;
+    asm("prmt.b32 %0,%1,%2,%3;" : "=r"(bytes) : "r"(x), "r"(y), "r"(places));
+    return bytes;
+}
 DEVICE int here(int value) {
     asm volatile("" : "+r"(value));
     return value;
@@ -154,6 +170,47 @@ template <class T> DEVICE void copy_async_if(T* to, const T* from, uint32_t ther
 }
 DEVICE void commit_async() { asm volatile("cp.async.commit_group;\n"); }
 template <int N> DEVICE void wait_async() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N)); }
+
+// An operand of wgmma: rows of 64 bf16, a multiple of 1024 bytes before the first of 8, and in each the chunks of 16 bytes
+// swapped by the row's number modulo 8 (the 128-byte swizzle, 1 in the two highest bits). Fields count 16 bytes: the address,
+// from bit 16 on the distance that `across` names, from bit 32 on that from 8 rows to the next 8.
+struct Matrix {
+    uint64_t bits;
+
+    // k runs along the rows: each is one m (or n). Behind 16 of k are 32 bytes.
+    DEVICE static Matrix along(const bf16* at) { return of(at, 16); }
+    // k runs across: each row is one k and has 64 n; the next 64 are so many bytes away. Behind 16 of k are 2048 bytes.
+    DEVICE static Matrix across(const bf16* at, int distance) { return of(at, distance); }
+    DEVICE Matrix behind(int bytes) const { return {bits + uint64_t(bytes >> 4)}; }
+
+   private:
+    DEVICE static Matrix of(const bf16* at, int distance) {
+        return {uint64_t((shared_address(at) & 0x3ffffu) >> 4) | uint64_t(distance >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62};
+    }
+};
+
+// d += a b of 64 rows of a and 128 columns of b. Value i of d[j] stands in row 16 warp + lane / 4 + 8 (i / 2), column
+// 8 j + 2 (lane % 4) + i % 2.
+#define WGMMA_SUMS(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+template <bool ACROSS> DEVICE void wgmma_bf16(float (&d)[16][4], Matrix a, Matrix b) {
+    asm volatile(
+        "{\n.reg .pred going;\nsetp.eq.u32 going,0,0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63},%64,%65,going,1,1,0,%66;\n}\n"
+        : WGMMA_SUMS(0), WGMMA_SUMS(1), WGMMA_SUMS(2), WGMMA_SUMS(3),
+          WGMMA_SUMS(4), WGMMA_SUMS(5), WGMMA_SUMS(6), WGMMA_SUMS(7),
+          WGMMA_SUMS(8), WGMMA_SUMS(9), WGMMA_SUMS(10), WGMMA_SUMS(11),
+          WGMMA_SUMS(12), WGMMA_SUMS(13), WGMMA_SUMS(14), WGMMA_SUMS(15)
+        : "l"(a.bits), "l"(b.bits), "n"(int(ACROSS)));
+}
+#undef WGMMA_SUMS
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory"); }
+DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 // Rounded after each step, where the compiler would join both into one.
 DEVICE float multiply(float x, float y) { return __fmul_rn(x, y); }

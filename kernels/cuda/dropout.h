@@ -22,3 +22,6 @@ struct Dropout {
         return x ^ (x >> 16);
     }
 };
+
+// What is kept of a pair of bf16.
+DEVICE uint32_t kept(uint32_t pair, bool low, bool high) { return pair & ((low ? 0xffffu : 0) | (high ? 0xffff0000u : 0)); }

@@ -29,7 +29,7 @@ template <class T> DEVICE int tiles_of(int k) { return (k + T::K - 1) / T::K; }
 template <class T, class Weights>
 DEVICE void gate_up(global<const bf16> x, const Weights& weights, const Update& own, const Schedule& schedule, const Sizes& sizes,
                     global<bf16> out, global<bf16> inner) {
-    DYNAMIC_SHARED(bf16, stages);
+    ALIGNED_SHARED(bf16, stages);
     int hidden = sizes.hidden, width = sizes.width;
     each_tile<T::M>(schedule, width, T::N / 2, [&](const Work& work) {
         gemm::AlongK<T, T::M, Tokens> rows(x, hidden, hidden, Tokens{schedule.slots, schedule.per_token, work.first, work.rows}, 0);
@@ -42,14 +42,14 @@ DEVICE void gate_up(global<const bf16> x, const Weights& weights, const Update& 
         gemm::Joined<decltype(w), decltype(update)> b{w, main, update};
         typename T::Sums sum;
         gemm::clear<T>(sum);
-        gemm::product<T>(sum, a, b, 0, main + tiles_of<T>(rank), stages);
+        T::product(sum, a, b, 0, main + tiles_of<T>(rank), stages, work.rows);
         const gemm::Part<T> part;
         int lane = int(threadIdx.x) % 32;
 #pragma unroll
         for (int i = 0; i < T::ROWS; i++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int row = part.first_row + 16 * i + 8 * half + lane / 4;
+                int row = part.first_row + T::BETWEEN * i + 8 * half + lane / 4;
 #pragma unroll
                 for (int j = 0; j < T::COLUMNS; j += 2) {
                     int column = work.column + part.first_column / 2 + 4 * j + lane % 4 * 2;
@@ -72,7 +72,7 @@ DEVICE void gate_up(global<const bf16> x, const Weights& weights, const Update& 
 template <class T, class Weights>
 DEVICE void down(global<const bf16> inner, const Weights& weights, global<const bf16> low_rank, global<const bf16> down_b, int rank,
                  const Schedule& schedule, const Sizes& sizes, global<bf16> y) {
-    DYNAMIC_SHARED(bf16, stages);
+    ALIGNED_SHARED(bf16, stages);
     int hidden = sizes.hidden, width = sizes.width;
     each_tile<T::M>(schedule, hidden, T::N, [&](const Work& work) {
         gemm::AlongK<T, T::M, Sorted> rows(inner, width, width, Sorted{work.first, work.rows}, 0);
@@ -84,7 +84,7 @@ DEVICE void down(global<const bf16> inner, const Weights& weights, global<const 
         gemm::Joined<decltype(w), decltype(update)> b{w, main, update};
         typename T::Sums sum;
         gemm::clear<T>(sum);
-        gemm::product<T>(sum, a, b, 0, main + tiles_of<T>(rank), stages);
+        T::product(sum, a, b, 0, main + tiles_of<T>(rank), stages, work.rows);
         gemm::each_pair<T>(sum, [&](int row, int column, float first, float second) {
             if (row >= work.rows || work.column + column >= hidden) return;
             store(y + int64_t(work.first + row) * hidden + work.column + column, pack(first, second));
@@ -103,13 +103,15 @@ struct Reverse {
 
 // The gradient of inner, of gate and up, and shares of the routing weights' gradients:
 //   g = d_out[token] down + drop(d_low A);  d_weight = g . inner;  d_gate, d_up = through the activation of weight * g
-// `shares` has one value for each WARP_N columns of a row.
+// `shares` has one value for each SHARE columns of a row.
+constexpr int SHARE = 64;
 template <class T, bool DROPS, class Weights>
 DEVICE void down_backward(global<const bf16> d_out, const Weights& weights, const Reverse& own, global<const bf16> gate_up,
                           global<const float> routing_weights, const Schedule& schedule, const Sizes& sizes, global<bf16> d_gate_up,
                           global<float> shares) {
-    DYNAMIC_SHARED(bf16, stages);
-    int hidden = sizes.hidden, width = sizes.width, pieces = (width + T::WARP_N - 1) / T::WARP_N;
+    ALIGNED_SHARED(bf16, stages);
+    int hidden = sizes.hidden, width = sizes.width, pieces = (width + SHARE - 1) / SHARE;
+    static_assert(T::WARP_N % SHARE == 0, "a warp has whole shares");
     each_tile<T::M>(schedule, width, T::N, [&](const Work& work) {
         int before = tiles_of<T>(own.rank);
         Narrow<T, T::M> low_rows{own.d_low + int64_t(work.first) * own.width + own.first, own.width, own.rank, work.rows};
@@ -127,33 +129,36 @@ DEVICE void down_backward(global<const bf16> d_out, const Weights& weights, cons
         for (int i = 0; i < T::ROWS; i++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int row = part.first_row + 16 * i + 8 * half + lane / 4;
+                int row = part.first_row + T::BETWEEN * i + 8 * half + lane / 4;
                 bool has = row < work.rows;
                 int64_t at = int64_t(work.first + (has ? row : 0));
                 float weight = routing_weights[schedule.slots[at]];
-                float dot = 0;
 #pragma unroll
-                for (int j = 0; j < T::COLUMNS; j++) {
-                    int column = work.column + part.first_column + 8 * j + lane % 4 * 2;
-                    if (!has || column >= width) continue;
-                    uint32_t gate = load<uint32_t>(gate_up + at * 2 * width + column);
-                    uint32_t up = load<uint32_t>(gate_up + at * 2 * width + width + column);
-                    float d_gate[2], d_up[2];
+                for (int share = 0; share < T::WARP_N / SHARE; share++) {
+                    float dot = 0;
 #pragma unroll
-                    for (int v = 0; v < 2; v++) {
-                        float g = v ? high(gate) : low(gate), u = v ? high(up) : low(up);
-                        float s = sigmoid(g), gradient = sum[i][j][2 * half + v];
-                        dot += gradient * g * s * u;
-                        d_gate[v] = weight * gradient * u * s * (1.0f + g * (1.0f - s));
-                        d_up[v] = weight * gradient * g * s;
+                    for (int own = 0; own < SHARE / 8; own++) {
+                        int j = share * (SHARE / 8) + own, column = work.column + part.first_column + 8 * j + lane % 4 * 2;
+                        if (!has || column >= width) continue;
+                        uint32_t gate = load<uint32_t>(gate_up + at * 2 * width + column);
+                        uint32_t up = load<uint32_t>(gate_up + at * 2 * width + width + column);
+                        float d_gate[2], d_up[2];
+#pragma unroll
+                        for (int v = 0; v < 2; v++) {
+                            float g = v ? high(gate) : low(gate), u = v ? high(up) : low(up);
+                            float s = sigmoid(g), gradient = sum[i][j][2 * half + v];
+                            dot += gradient * g * s * u;
+                            d_gate[v] = weight * gradient * u * s * (1.0f + g * (1.0f - s));
+                            d_up[v] = weight * gradient * g * s;
+                        }
+                        store(d_gate_up + at * 2 * width + column, pack(d_gate[0], d_gate[1]));
+                        store(d_gate_up + at * 2 * width + width + column, pack(d_up[0], d_up[1]));
                     }
-                    store(d_gate_up + at * 2 * width + column, pack(d_gate[0], d_gate[1]));
-                    store(d_gate_up + at * 2 * width + width + column, pack(d_up[0], d_up[1]));
+                    dot += shuffle_xor(dot, 1);
+                    dot += shuffle_xor(dot, 2);
+                    int piece = (work.column + part.first_column) / SHARE + share;
+                    if (has && lane % 4 == 0 && piece < pieces) shares[at * pieces + piece] = dot;
                 }
-                dot += shuffle_xor(dot, 1);
-                dot += shuffle_xor(dot, 2);
-                int piece = (work.column + part.first_column) / T::WARP_N;
-                if (has && lane % 4 == 0 && piece < pieces) shares[at * pieces + piece] = dot;
             }
         }
     });
@@ -163,7 +168,7 @@ DEVICE void down_backward(global<const bf16> d_out, const Weights& weights, cons
 template <class T, bool DROPS, class Weights>
 DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weights, int main, const Reverse& own, int accumulate,
                              const Schedule& schedule, const Sizes& sizes, global<bf16> d_rows) {
-    DYNAMIC_SHARED(bf16, stages);
+    ALIGNED_SHARED(bf16, stages);
     int hidden = sizes.hidden, width = sizes.width;
     each_tile<T::M>(schedule, hidden, T::N, [&](const Work& work) {
         int before = tiles_of<T>(own.rank);
@@ -190,6 +195,34 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
     });
 }
 
+// Weights in bf16, beginning with expert `first`.
+struct InBf16 {
+    global<const bf16> values;
+    int first;
+
+    DEVICE InBf16(global<const bf16> values, int first, global<const uint8_t>, global<const float>, global<const uint8_t>,
+                 global<const float>, global<const float>, global<const float>)
+        : values(values), first(first) {}
+
+    DEVICE global<const bf16> of(const Work& work, int count) const {
+        return values + int64_t(work.expert - first) * count;
+    }
+
+    template <class T> DEVICE auto gate_up(const Work& work, int hidden, int width) const {
+        return gemm::AlongK<T, T::N, GateUp>(of(work, 2 * width * hidden), hidden, hidden,
+                                                      GateUp{work.column, width}, 0);
+    }
+    template <class T> DEVICE auto down(const Work& work, int hidden, int width) const {
+        return gemm::AlongK<T, T::N>(of(work, hidden * width), width, width, gemm::EveryRow{hidden}, work.column);
+    }
+    template <class T> DEVICE auto down_across(const Work& work, int hidden, int width) const {
+        return gemm::AcrossK<T, T::N>(of(work, hidden * width), width, width, gemm::EveryRow{hidden}, work.column);
+    }
+    template <class T> DEVICE auto gate_up_across(const Work& work, int hidden, int width) const {
+        return gemm::AcrossK<T, T::N>(of(work, 2 * width * hidden), hidden, hidden, gemm::EveryRow{2 * width}, work.column);
+    }
+};
+
 }  // namespace experts
 
 // The kernels over some experts. All take weights in either form, of which Made uses its own; so the host has one way to launch
@@ -205,7 +238,7 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
     experts::Schedule { slots, offsets, tiles, tile_offsets, first_expert, last_expert, per_token }
 
 #define EXPERTS_GATE_UP(name, T, Made)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, T::BLOCKS)                                                      \
         name(global<const bf16> x, EXPERTS_WEIGHTS, global<const bf16> low_rank, global<const bf16> gate_b,                   \
              global<const bf16> up_b, int gate_rank, int up_rank, EXPERTS_SCHEDULE, global<bf16> gate_up,                     \
              global<bf16> inner) {                                                                                            \
@@ -213,13 +246,13 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
                             experts::Sizes{hidden, width}, gate_up, inner);                                                   \
     }
 #define EXPERTS_DOWN(name, T, Made)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, T::BLOCKS)                                                      \
         name(global<const bf16> inner, EXPERTS_WEIGHTS, global<const bf16> low_rank, global<const bf16> down_b,               \
              int rank, EXPERTS_SCHEDULE, global<bf16> y) {                                                                    \
         experts::down<T>(inner, EXPERTS_MAKE(Made), low_rank, down_b, rank, EXPERTS_MADE, experts::Sizes{hidden, width}, y);  \
     }
 #define EXPERTS_DOWN_BACKWARD(name, T, Made, drops)                                                                           \
-    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, T::BLOCKS)                                                      \
         name(global<const bf16> d_out, EXPERTS_WEIGHTS, global<const bf16> d_low, global<const bf16> low_a,                   \
              int low_width, int low_first, int rank, uint32_t threshold, uint64_t key, float scale, EXPERTS_SCHEDULE,         \
              global<const bf16> gate_up, global<const float> routing_weights, global<bf16> d_gate_up, global<float> shares) { \
@@ -228,7 +261,7 @@ DEVICE void gate_up_backward(global<const bf16> d_gate_up, const Weights& weight
                                   experts::Sizes{hidden, width}, d_gate_up, shares);                                          \
     }
 #define EXPERTS_GATE_UP_BACKWARD(name, T, Made, drops)                                                                        \
-    extern "C" __global__ void __launch_bounds__(T::THREADS, 2)                                                               \
+    extern "C" __global__ void __launch_bounds__(T::THREADS, T::BLOCKS)                                                      \
         name(global<const bf16> d_gate_up, EXPERTS_WEIGHTS, global<const bf16> d_low, global<const bf16> low_a,               \
              int low_width, int low_first, int rank, uint32_t threshold, uint64_t key, float scale, EXPERTS_SCHEDULE,         \
              int main, int accumulate, global<bf16> d_rows) {                                                                 \

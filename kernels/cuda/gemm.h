@@ -29,6 +29,15 @@ namespace gemm {
 // Values that one cp.async moves.
 constexpr int CHUNK = 8;
 
+// Where 8 values lie in a tile with rows of COLUMNS values: rows that ldmatrix reads together are in different banks.
+template <int COLUMNS> DEVICE int swizzled(int row, int chunk) {
+    constexpr int CHUNKS = COLUMNS / CHUNK;
+    static_assert(CHUNKS == 2 || CHUNKS == 4 || CHUNKS % 8 == 0, "rows of 32, 64 or a multiple of 128 bytes");
+    if constexpr (CHUNKS == 2) return row * COLUMNS + (chunk ^ (row >> 2 & 1)) * CHUNK;
+    else if constexpr (CHUNKS == 4) return row * COLUMNS + (chunk ^ (row >> 1 & 3)) * CHUNK;
+    else return row * COLUMNS + (chunk ^ (row & 7)) * CHUNK;
+}
+
 // WARPS_K > 1 shares the steps of a tile out among warps that compute the same sums, for tiles with few of them; the first of
 // these warps has the result.
 template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_, int WARPS_K_ = 1> struct Tile {
@@ -38,6 +47,8 @@ template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_, int W
     static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;
     // Fragments of 16 rows and of 8 columns.
     static constexpr int ROWS = WARP_M / 16, COLUMNS = WARP_N / 8;
+    // Rows from one fragment of a warp to its next.
+    static constexpr int BETWEEN = 16;
     static constexpr int STEPS = K / 16 / WARPS_K;
     // The columns are computed in two halves where there are enough of them: half of B's fragments are in registers then.
     static constexpr int HALVES = COLUMNS % 4 == 0 ? 2 : 1, PAIRS = COLUMNS / 2 / HALVES;
@@ -48,16 +59,17 @@ template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_, int W
     static_assert(STEPS >= 2 && STEPS % 2 == 0, "a step is read while the one before is computed");
     static_assert(STAGES >= 2, "a tile is copied while the one before is computed");
     using Sums = float[ROWS][COLUMNS][4];
-};
 
-// Where 8 values lie in a tile with rows of COLUMNS values: rows that ldmatrix reads together are in different banks.
-template <int COLUMNS> DEVICE int swizzled(int row, int chunk) {
-    constexpr int CHUNKS = COLUMNS / CHUNK;
-    static_assert(CHUNKS == 2 || CHUNKS == 4 || CHUNKS % 8 == 0, "rows of 32, 64 or a multiple of 128 bytes");
-    if constexpr (CHUNKS == 2) return row * COLUMNS + (chunk ^ (row >> 2 & 1)) * CHUNK;
-    else if constexpr (CHUNKS == 4) return row * COLUMNS + (chunk ^ (row >> 1 & 3)) * CHUNK;
-    else return row * COLUMNS + (chunk ^ (row & 7)) * CHUNK;
-}
+    // Where 8 values of an operand of HEIGHT rows of WIDTH values lie, and values from one row to that 8 below.
+    template <int HEIGHT, int WIDTH> DEVICE static int place(int row, int chunk) { return swizzled<WIDTH>(row, chunk); }
+    template <int WIDTH> static constexpr int EIGHT_ROWS = 8 * WIDTH;
+
+    // Blocks of a multiprocessor that grouped products are compiled for.
+    static constexpr int BLOCKS = 2;
+    // The loop of grouped products, by whichever kind of tile; `rows` of it are there.
+    template <class A, class B>
+    DEVICE static void product(Sums& sum, A& a, B& b, int begin, int end, shared<bf16> stages, int rows);
+};
 
 // === where rows are ===
 
@@ -88,9 +100,9 @@ template <class T, int ROWS, int COLUMNS> struct Shares {
     DEVICE static int chunk() { return int(threadIdx.x) % CHUNKS; }
     DEVICE static int row(int i) { return int(threadIdx.x) / CHUNKS + i * BETWEEN; }
     DEVICE static bool has(int i) { return ALL || row(i) < ROWS; }
-    DEVICE static shared<bf16> place(shared<bf16> to) { return to + swizzled<COLUMNS>(row(0), chunk()); }
+    DEVICE static shared<bf16> place(shared<bf16> to) { return to + T::template place<ROWS, COLUMNS>(row(0), chunk()); }
     // From one row of a thread to its next.
-    static constexpr int STEP = BETWEEN * COLUMNS;
+    static constexpr int STEP = BETWEEN / 8 * T::template EIGHT_ROWS<COLUMNS>;
 };
 
 // The chunk that begins so many chunks behind an address.
@@ -104,28 +116,31 @@ template <class T, int OUTER, class Source = EveryRow> struct AlongK {
     using Own = Shares<T, OUTER, T::K>;
     global<const bf16> values;
     int left;
-    // One bit for each row that is there, and the chunks before the thread's.
-    uint32_t there;
-    uint32_t chunks[Own::EACH];
+    // Bytes from row to row; one bit for each row that is there, and which rows of the source they are.
+    uint32_t stride, there;
+    uint32_t rows[Own::EACH];
 
     // `first`: row of the source that the block begins with.
     DEVICE AlongK(global<const bf16> values, int stride, int k, const Source& source, int first)
-        : values(values), left(k - Own::chunk() * CHUNK), there(0) {
+        : values(values), left(k - Own::chunk() * CHUNK), stride(uint32_t(stride) * 2), there(0) {
 #pragma unroll
         for (int i = 0; i < Own::EACH; i++) {
             int from = Own::has(i) ? source(first + Own::row(i)) : -1;
             there |= uint32_t(from >= 0) << i;
-            chunks[i] = uint32_t(from) * (uint32_t(stride) / CHUNK) + uint32_t(Own::chunk());
+            rows[i] = from < 0 ? 0 : uint32_t(from);
         }
     }
 
     DEVICE void load(shared<bf16> to, int tile) const {
         shared<bf16> place = Own::place(to);
-        global<const bf16> from = values + int64_t(tile) * T::K;
+        auto from = as<const uint8_t>(values + int64_t(tile) * T::K + Own::chunk() * CHUNK);
         uint32_t now = left > tile * T::K ? there : 0;
+        // One product and sum gives an address, in which the ALU has no part; made before the loop it would take two registers.
+        uint32_t between = uint32_t(here(int(stride)));
 #pragma unroll
         for (int i = 0; i < Own::EACH; i++) {
-            if (Own::has(i)) copy_async_if(place + i * Own::STEP, behind(from, chunks[i]), now & 1u << i);
+            global<const uint8_t> at = from + int64_t(uint64_t(rows[i]) * between);
+            if (Own::has(i)) copy_async_if(place + i * Own::STEP, as<const bf16>(at), now & 1u << i);
         }
     }
 };
@@ -308,6 +323,13 @@ DEVICE void product(float (&sum)[T::ROWS][T::COLUMNS][4], A& a, B& b, int begin,
     if constexpr (T::WARPS_K > 1) add_shares<T>(sum, stages);
 }
 
+template <int M, int N, int K, int WARPS_M, int WARPS_N, int STAGES, int WARPS_K>
+template <class A, class B>
+DEVICE void Tile<M, N, K, WARPS_M, WARPS_N, STAGES, WARPS_K>::product(Sums& sum, A& a, B& b, int begin, int end,
+                                                                      shared<bf16> stages, int) {
+    gemm::product<Tile>(sum, a, b, begin, end, stages);
+}
+
 template <class T> DEVICE void clear(float (&sum)[T::ROWS][T::COLUMNS][4]) {
 #pragma unroll
     for (int i = 0; i < T::ROWS; i++) {
@@ -333,7 +355,7 @@ template <class T, class Store> DEVICE void each_pair(float (&sum)[T::ROWS][T::C
         for (int half = 0; half < 2; half++) {
 #pragma unroll
             for (int j = 0; j < T::COLUMNS; j++) {
-                store(part.first_row + 16 * i + 8 * half + lane / 4, part.first_column + 8 * j + lane % 4 * 2, sum[i][j][2 * half],
+                store(part.first_row + T::BETWEEN * i + 8 * half + lane / 4, part.first_column + 8 * j + lane % 4 * 2, sum[i][j][2 * half],
                       sum[i][j][2 * half + 1]);
             }
         }

@@ -80,7 +80,7 @@ template <class T, int OUTER> struct Narrow {
         for (int i = here(int(threadIdx.x)); i < OUTER * CHUNKS; i += T::THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS, column = tile * T::K + chunk * CHUNK;
             bool there = row < rows && column < k;
-            copy_async(to + gemm::swizzled<T::K>(row, chunk), values + (there ? row * stride + column : 0), there ? 16 : 0);
+            copy_async(to + T::template place<OUTER, T::K>(row, chunk), values + (there ? row * stride + column : 0), there ? 16 : 0);
         }
     }
 };
@@ -96,7 +96,7 @@ template <class T, int OUTER> struct Across {
         for (int i = here(int(threadIdx.x)); i < T::K * CHUNKS; i += T::THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS, column = first + chunk * CHUNK, at = tile * T::K + row;
             bool there = at < k && column < columns;
-            copy_async(to + gemm::swizzled<OUTER>(row, chunk), values + (there ? at * columns + column : 0), there ? 16 : 0);
+            copy_async(to + T::template place<T::K, OUTER>(row, chunk), values + (there ? at * columns + column : 0), there ? 16 : 0);
         }
     }
 };
@@ -117,7 +117,7 @@ template <class T, int OUTER> struct GateUpUpdate {
             int own = of_gate ? k : k - gate_rank, rank = of_gate ? gate_rank : up_rank;
             bool there = column < width && own >= 0 && own < rank;
             global<const bf16> from = of_gate ? gate : up;
-            copy_async(to + gemm::swizzled<T::K>(row, chunk), from + (there ? column * rank + own : 0), there ? 16 : 0);
+            copy_async(to + T::template place<OUTER, T::K>(row, chunk), from + (there ? column * rank + own : 0), there ? 16 : 0);
         }
     }
 };
@@ -167,7 +167,7 @@ DEVICE void product(float (&sum)[T::ROWS][T::COLUMNS][4], A& a, B& b, int before
     bool apart = DROPS && dropout.threshold != 0 && before > 0;
     int begin = 0, end = apart ? before : tiles;
     while (true) {
-        gemm::product<T>(sum, a, b, begin, end, stages);
+        T::product(sum, a, b, begin, end, stages, work.rows);
         if (!DROPS || !apart) return;
         gemm::each_pair<T>(sum, [&](int row, int column, float& x, float& y) {
             if (row >= work.rows) return;

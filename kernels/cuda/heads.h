@@ -27,4 +27,18 @@ template <int V> struct Heads {
     DEVICE bool has(int h, int piece) const { return head(h) < end && place(piece) < head_dim; }
 };
 
+// A lane's part of the squares of its heads.
+template <int V, int N, int PIECES> DEVICE void add_squares(const Packed<V> (&values)[N][PIECES], float (&squares)[N]) {
+#pragma unroll
+    for (int h = 0; h < N; h++) {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+            float v[V];
+            widen(values[h][i], v);
+#pragma unroll
+            for (int k = 0; k < V; k++) squares[h] = fused(v[k], v[k], squares[h]);
+        }
+    }
+}
+
 #define OF_HEADS __launch_bounds__(128, 6)

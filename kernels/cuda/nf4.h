@@ -1,7 +1,7 @@
 // NF4 in registers: 4 bits to bf16, and an operand of gemm.h that is decoded on its way into shared memory.
 //
 // A thread decodes 32 or 64 values of one block. Their 16 possible values, x' = code * absmax rounded once, are computed first
-// and kept as bytes in 8 registers; a value is looked up by permuting bytes, 8 in 21 instructions. That is exact, needs no
+// and kept as bytes in 8 registers; a value is looked up by permuting bytes, 8 in 21 instructions, one of them a product. That is exact, needs no
 // shared memory (which mma waits for already) and takes about 3.3 instructions a value.
 #pragma once
 
@@ -69,19 +69,21 @@ struct Table {
         }
     }
 
-    // 8 values, the first of a byte in its high half. `places` are the lower three bits of the codes; the fourth chooses
-    // between what is found among the first 8 values and among the last.
+    // 8 values, the first of a byte in its high half. `places` are the lower three bits of the codes; the fourth, the sign of a
+    // byte, chooses between what is found among the first 8 values and among the last.
     DEVICE uint4 eight(uint32_t codes) const {
-        uint32_t places = codes & 0x77777777u, sides = (codes >> 1 & 0x44444444u) | 0x32103210u;
+        uint32_t places = codes & 0x77777777u, seconds = codes << 4;
         uint32_t pairs[4];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint32_t low = permute_bytes(permute_bytes(lows[0], lows[1], places), permute_bytes(lows[2], lows[3], places), sides);
-            uint32_t high = permute_bytes(permute_bytes(highs[0], highs[1], places), permute_bytes(highs[2], highs[3], places), sides);
+            uint32_t last = permute_bytes(codes, seconds, half == 0 ? 0x9d8c : 0xbfae);
+            auto among = [&](const uint32_t(&bytes)[4]) {
+                return (permute_bytes(bytes[0], bytes[1], places) & ~last) | (permute_bytes(bytes[2], bytes[3], places) & last);
+            };
+            uint32_t low = among(lows), high = among(highs);
             pairs[2 * half] = permute_bytes(low, high, 0x4051);
             pairs[2 * half + 1] = permute_bytes(low, high, 0x6273);
             places >>= 16;
-            sides >>= 16;
         }
         return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
@@ -137,7 +139,7 @@ template <class T, int OUTER, bool ALONG> struct Operand {
 #pragma unroll
             for (int word = 0; word < 4; word++) {
                 int chunk = own_column() / gemm::CHUNK + 4 * i + word;
-                store(to + gemm::swizzled<COLUMNS>(own_row(), chunk), table.eight(words[word]));
+                store(to + T::template place<ROWS, COLUMNS>(own_row(), chunk), table.eight(words[word]));
             }
         }
         block += ALONG ? T::K / BLOCK : T::K * width;

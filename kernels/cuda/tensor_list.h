@@ -38,6 +38,13 @@ struct TensorCursor {
     }
 };
 
+// What tables hold of an f64.
+DEVICE double as_double(uint64_t bits) {
+    double value;
+    memcpy(&value, &bits, 8);
+    return value;
+}
+
 // Four values from `at` on, as many as there are before `count`; zeros for the others.
 template <class Pointer> DEVICE void load_four(float (&to)[4], Pointer from, int at, int count, bool wide) {
     if (wide && at + 4 <= count) {

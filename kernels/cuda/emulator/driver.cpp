@@ -1,11 +1,18 @@
 // A driver without a card: the functions of libcuda.so.1 that this program calls, with the emulator behind them. With it the
 // program's own way to a card, from loading the library to the arguments of a launch, is run where there is none. What kernels
 // do is not checked here but for the bounds of the memory: the emulator by itself does that.
+//
+// What a stream is asked is done when somebody waits for it: the main one, which has the highest priority, always as late as it
+// may be; the others at once, or as late, too, where EMULATED_LANES is "late". What is missing an event goes wrong in one of both.
 #include <sys/mman.h>
 
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,13 +39,54 @@ struct Function {
     std::string name;
     std::vector<size_t> sizes;
 };
+struct Stream {
+    bool late;
+    std::deque<std::function<int()>> asked;
+    // So many were asked and done.
+    size_t count = 0, done = 0;
+};
 struct Event {
+    Stream* stream = nullptr;
+    size_t place = 0;
     std::chrono::steady_clock::time_point at;
 };
 
 std::vector<std::unique_ptr<Function>> functions;
+std::vector<std::unique_ptr<Stream>> streams;
+// Of the host, where it begins and ends.
+std::map<uintptr_t, uintptr_t> pinned;
 size_t allocated = 0;
 int token;
+// What went wrong first stays.
+int failure = SUCCESS;
+
+// Does what a stream was asked up to that place.
+void bring(Stream* stream, size_t place) {
+    while (stream->done < place) {
+        auto next = std::move(stream->asked.front());
+        stream->asked.pop_front();
+        int found = next();
+        if (failure == SUCCESS) failure = found;
+        stream->done++;
+    }
+}
+
+int ask(void* at, std::function<int()> work) {
+    auto stream = static_cast<Stream*>(at);
+    bool known = false;
+    for (auto& one : streams) known |= one.get() == stream;
+    if (!known) return INVALID_VALUE;
+    stream->asked.push_back(std::move(work));
+    stream->count++;
+    if (!stream->late) bring(stream, stream->count);
+    return failure;
+}
+
+bool is_pinned(const void* at, size_t bytes) {
+    auto from = reinterpret_cast<uintptr_t>(at);
+    auto after = pinned.upper_bound(from);
+    return after != pinned.begin() && from + bytes <= std::prev(after)->second;
+}
 
 }  // namespace
 
@@ -54,9 +102,23 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = MEMORY - alloc
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &token, SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(void* context) { return context == &token ? SUCCESS : INVALID_VALUE; }
-int cuStreamCreate(void** stream, unsigned) { return *stream = &token, SUCCESS; }
+int cuCtxGetStreamPriorityRange(int* least, int* greatest) { return *least = 0, *greatest = -5, SUCCESS; }
+int cuStreamCreateWithPriority(void** stream, unsigned, int priority) {
+    const char* lanes = std::getenv("EMULATED_LANES");
+    streams.push_back(std::make_unique<Stream>());
+    streams.back()->late = priority < 0 || (lanes && std::strcmp(lanes, "late") == 0);
+    return *stream = streams.back().get(), SUCCESS;
+}
 int cuStreamDestroy_v2(void*) { return SUCCESS; }
-int cuStreamSynchronize(void* stream) { return stream == &token ? SUCCESS : INVALID_VALUE; }
+int cuStreamSynchronize(void* at) {
+    auto stream = static_cast<Stream*>(at);
+    return bring(stream, stream->count), failure;
+}
+int cuStreamWaitEvent(void* stream, void* at, unsigned) {
+    auto event = static_cast<Event*>(at);
+    // As it is now: it may be recorded again.
+    return ask(stream, [of = event->stream, place = event->place] { if (of) bring(of, place); return SUCCESS; });
+}
 
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
@@ -80,17 +142,36 @@ int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
 }
 int cuMemFree_v2(uint64_t) { return SUCCESS; }
 
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
-    return std::memcpy(reinterpret_cast<void*>(to), from, bytes), SUCCESS;
+int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    *at = std::malloc(bytes);
+    if (!*at) return OUT_OF_MEMORY;
+    auto from = reinterpret_cast<uintptr_t>(*at);
+    return pinned[from] = from + bytes, SUCCESS;
 }
-int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
-    return std::memcpy(to, reinterpret_cast<void*>(from), bytes), SUCCESS;
+int cuMemFreeHost(void* at) {
+    if (pinned.erase(reinterpret_cast<uintptr_t>(at)) == 0) return INVALID_VALUE;
+    return std::free(at), SUCCESS;
 }
-int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) {
-    return std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), SUCCESS;
+
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+    auto at = reinterpret_cast<void*>(to);
+    if (is_pinned(from, bytes)) return ask(stream, [=] { return std::memcpy(at, from, bytes), SUCCESS; });
+    // Pageable memory has been read when this returns.
+    auto first = static_cast<const char*>(from);
+    return ask(stream, [=, values = std::vector<char>(first, first + bytes)] {
+        return std::memcpy(at, values.data(), bytes), SUCCESS;
+    });
 }
-int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void*) {
-    return std::memset(reinterpret_cast<void*>(at), value, bytes), SUCCESS;
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+    return ask(stream, [=] { return std::memcpy(to, reinterpret_cast<void*>(from), bytes), SUCCESS; });
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+    return ask(stream, [=] {
+        return std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), SUCCESS;
+    });
+}
+int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void* stream) {
+    return ask(stream, [=] { return std::memset(reinterpret_cast<void*>(at), value, bytes), SUCCESS; });
 }
 
 int cuModuleLoadData(void** module, const void* image) {
@@ -127,19 +208,34 @@ int cuFuncSetAttribute(void*, int, int value) { return value <= SHARED_LIMIT ? S
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void* stream, void** arguments, void**) {
-    if (stream != &token || shared > unsigned(SHARED_LIMIT)) return INVALID_VALUE;
+    if (shared > unsigned(SHARED_LIMIT)) return INVALID_VALUE;
     auto known = static_cast<Function*>(function);
-    unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
-    auto failure = emulator::launch_unchecked(known->name.c_str(), grid, block, shared, arguments, known->sizes.size());
-    if (failure.empty()) return SUCCESS;
-    return std::fprintf(stderr, "%s\n", failure.c_str()), LAUNCH_FAILED;
+    std::vector<uint64_t> values;
+    for (size_t i = 0; i < known->sizes.size(); i++) {
+        values.push_back(0);
+        std::memcpy(&values.back(), arguments[i], known->sizes[i]);
+    }
+    return ask(stream, [=]() mutable {
+        unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
+        std::vector<void*> pointers;
+        for (auto& value : values) pointers.push_back(&value);
+        auto said = emulator::launch_unchecked(known->name.c_str(), grid, block, shared, pointers.data(), pointers.size());
+        if (said.empty()) return SUCCESS;
+        return std::fprintf(stderr, "%s\n", said.c_str()), LAUNCH_FAILED;
+    });
 }
 
 int cuEventCreate(void** event, unsigned) { return *event = new Event(), SUCCESS; }
-int cuEventRecord(void* event, void*) {
-    return static_cast<Event*>(event)->at = std::chrono::steady_clock::now(), SUCCESS;
+int cuEventRecord(void* at, void* stream) {
+    auto event = static_cast<Event*>(at);
+    event->stream = static_cast<Stream*>(stream);
+    event->place = event->stream->count + 1;
+    return ask(stream, [event] { return event->at = std::chrono::steady_clock::now(), SUCCESS; });
 }
-int cuEventSynchronize(void*) { return SUCCESS; }
+int cuEventSynchronize(void* at) {
+    auto event = static_cast<Event*>(at);
+    return bring(event->stream, event->place), failure;
+}
 int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
     auto between = static_cast<Event*>(end)->at - static_cast<Event*>(start)->at;
     return *milliseconds = std::chrono::duration<float, std::milli>(between).count(), SUCCESS;

@@ -17,6 +17,8 @@ constexpr size_t STACK = 64 << 10;
 constexpr size_t LEFT = 64;
 // What an argument may reach: nothing, for it is a number; all of the allocation from there on.
 constexpr size_t NUMBER = SIZE_MAX, ALL = SIZE_MAX - 1;
+// Threads that multiply together, and how many sums each has of 64 x 128.
+constexpr int WARPGROUP = 4 * WARP, SUMS = 64;
 // Bytes that nobody has written: no number, in every format.
 constexpr unsigned char POISON = 0xff;
 
@@ -34,6 +36,9 @@ struct Shadow {
     Moment writer, reader;
     bool written = false;
     bool was_written = false, by_atomic = false;
+    // Its number among all that was written in that block, and products under way that read it.
+    uint32_t turn = 0;
+    uint16_t multiplied = 0;
     // Since it was written: whether it was read; by threads, warps or blocks between which nothing was.
     bool was_read = false, by_threads = false, by_warps = false, by_blocks = false;
 };
@@ -46,6 +51,24 @@ struct Copy {
     unsigned char bytes[16];
 };
 
+// When a thread has made what it wrote visible to tensor cores: all before that turn, for those behind a later barrier.
+struct Fence {
+    uint32_t turn, barriers;
+};
+
+struct Product {
+    float* sums;
+    Factor a, b;
+};
+
+// Sums that a product under way adds to: here they are, and where they were is what becomes another one when it is computed
+// with (a signalling NaN).
+constexpr uint32_t HELD = 0xffbfffffu;
+struct Held {
+    float* sums;
+    float values[SUMS];
+};
+
 struct Fiber {
     void* stack_top;
     uint3 index;
@@ -55,6 +78,12 @@ struct Fiber {
     uint32_t warp_syncs;
     std::vector<Copy> open;
     std::vector<std::vector<Copy>> committed;
+    std::vector<Fence> fences;
+    bool sums_fenced;
+    uint32_t products;
+    std::vector<Product> open_products;
+    std::vector<std::vector<Product>> committed_products;
+    std::vector<Held> held;
 };
 
 }  // namespace
@@ -87,6 +116,7 @@ struct Launch {
     uint3 block_at{};
     uint32_t block_number = 0;
     uint32_t barriers = 0;
+    uint32_t turns = 0;
     std::vector<Fiber> fibers;
     std::vector<unsigned char> left;
     Fiber* current = nullptr;
@@ -188,11 +218,12 @@ void leave(State state) {
 
 void begin() {
     launch->entry(launch->arguments);
+    if (!launch->current->held.empty()) fail("its end comes while wgmma goes on");
     leave(State::Done);
     std::abort();
 }
 
-void* aligned(size_t bytes) { return std::aligned_alloc(128, (std::max<size_t>(bytes, 1) + 127) / 128 * 128); }
+void* aligned(size_t bytes) { return std::aligned_alloc(1024, (std::max<size_t>(bytes, 1) + 1023) / 1024 * 1024); }
 
 void clear_shared() {
     for (auto& [site, owned] : launch->carved) {
@@ -220,6 +251,12 @@ bool release() {
     auto at_rest = [](const Fiber& fiber) { return fiber.state == State::AtBarrier || fiber.state == State::Done; };
     if (std::all_of(fibers.begin(), fibers.end(), at_rest)) {
         launch->barriers++;
+        for (size_t i = 0; i < fibers.size(); i++) {
+            if (fibers[i].products != fibers[i / WARPGROUP * WARPGROUP].products) {
+                launch->failure = "the warps of a warpgroup multiply a different number of times";
+                return false;
+            }
+        }
         for (auto& fiber : fibers) {
             if (fiber.state == State::AtBarrier) fiber.state = State::Ready;
         }
@@ -392,6 +429,7 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
         fail("misaligned: " + place(region, at, bytes));
     }
     if (!region->shadow) return;
+    launch->turns++;
     Moment moment = now();
     size_t first = size_t(address - region->base) / region->grain;
     size_t last = size_t(address - region->base + bytes - 1) / region->grain;
@@ -411,12 +449,14 @@ void touch(Region* region, const void* at, size_t bytes, Access access) {
             note_read(*shadow, moment);
             continue;
         }
+        if (shadow->multiplied > 0) fail("wgmma is reading there: " + place(region, at, bytes));
         if (shadow->was_read && !both_atomic && !all_before(*shadow, moment)) {
             fail("another thread has read there, and nothing is between: " + place(region, at, bytes));
         }
         *shadow = {};
         shadow->launch = launches;
         shadow->writer = moment;
+        shadow->turn = launch->turns;
         shadow->written = shadow->was_written = true;
         shadow->by_atomic = access == Access::Atomic;
     }
@@ -509,6 +549,7 @@ void commit_copies() {
 
 void wait_for_copies(int groups) {
     auto& committed = launch->current->committed;
+    launch->turns++;
     while (committed.size() > size_t(groups)) {
         for (auto& copy : committed.front()) {
             std::memcpy(copy.to, copy.bytes, 16);
@@ -516,10 +557,147 @@ void wait_for_copies(int groups) {
                 Shadow& shadow = copy.region->shadow[copy.to - copy.region->base + i];
                 shadow.written = shadow.was_written = true;
                 shadow.writer = now();
+                shadow.turn = launch->turns;
             }
         }
         committed.erase(committed.begin());
     }
+}
+
+// As the hardware finds it: rows of 128 bytes, 8 of them behind each other, and the bits of an address that count chunks of 16
+// bytes changed by those that count rows.
+const unsigned char* Factor::place(int outer, int k) const {
+    int row = distance ? k : outer, column = distance ? outer % 64 : k, before = distance ? outer / 64 * distance : 0;
+    uintptr_t linear = reinterpret_cast<uintptr_t>(at) + uintptr_t(before + row * 128 + column * 2);
+    return reinterpret_cast<const unsigned char*>(linear ^ (linear >> 7 & 7) << 4);
+}
+
+void fence_for_tensor_cores() { launch->current->fences.push_back({launch->turns, launch->barriers}); }
+
+void fence_sums() {
+    meet("wgmma_fence", nullptr, 0);
+    part();
+    launch->current->sums_fenced = true;
+}
+
+namespace {
+
+// Calls `body` for this lane's share of the 16-byte chunks that its warp reads: its own 16 rows of A, all columns of B.
+template <class Body> void each_chunk(const Product& product, const Body& body) {
+    int warp = int(launch->current->number % WARPGROUP) / WARP;
+    for (int i = lane(); i < 16 * 2; i += WARP) body(product.a, product.a.place(16 * warp + i / 2, i % 2 * 8));
+    for (int i = lane(); i < 128 * 2; i += WARP) {
+        bool across = product.b.distance != 0;
+        body(product.b, across ? product.b.place(i % 16 * 8, i / 16) : product.b.place(i / 2, i % 2 * 8));
+    }
+}
+
+// Whether tensor cores see what is there: the thread that wrote it has fenced since, before a barrier.
+bool fenced(const Shadow& shadow) {
+    const auto& fences = launch->fibers[shadow.writer.thread].fences;
+    auto earlier = [](const Fence& fence, uint32_t turn) { return fence.turn < turn; };
+    auto fence = std::lower_bound(fences.begin(), fences.end(), shadow.turn, earlier);
+    if (fence == fences.end()) return false;
+    return fence->barriers < launch->barriers || shadow.writer.thread == launch->current->number;
+}
+
+void check_factor(const Factor& factor) {
+    auto at = reinterpret_cast<uintptr_t>(factor.at);
+    bool whole = factor.distance ? at % 1024 == 0 && factor.distance % 1024 == 0 : (at & 0x380) == 0 && at % 128 % 32 == 0;
+    if (!whole) fail("wgmma: an operand does not begin where its swizzle does");
+}
+
+void add_product(const Product& product, float* sums) {
+    int warp = int(launch->current->number % WARPGROUP) / WARP, group = lane() / 4, place = lane() % 4;
+    auto value = [](const Factor& factor, int outer, int k) {
+        bf16 found;
+        std::memcpy(&found, factor.place(outer, k), 2);
+        return to_float(found);
+    };
+    float a[2][16];
+    for (int i = 0; i < 32; i++) a[i / 16][i % 16] = value(product.a, 16 * warp + group + 8 * (i / 16), i % 16);
+    for (int j = 0; j < 16; j++) {
+        for (int i = 0; i < 2; i++) {
+            for (int k = 0; k < 16; k++) {
+                float b = value(product.b, 8 * j + 2 * place + i, k);
+                for (int half = 0; half < 2; half++) sums[4 * j + 2 * half + i] += a[half][k] * b;
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void multiply_later(float* sums, const Factor& a, const Factor& b) {
+    Fiber* fiber = launch->current;
+    if (launch->fibers.size() % WARPGROUP != 0) fail("wgmma: a block has whole warpgroups");
+    if (!fiber->sums_fenced) fail("wgmma: there was no wgmma_fence before it");
+    meet("wgmma", nullptr, 0);
+    part();
+    check_factor(a);
+    check_factor(b);
+    Product product{sums, a, b};
+    each_chunk(product, [&](const Factor& factor, const unsigned char* at) {
+        touch(factor.region, at, 16, Access::Read);
+        for (int i = 0; i < 16; i++) {
+            Shadow& shadow = factor.region->shadow[at - factor.region->base + i];
+            if (!fenced(shadow)) fail("wgmma does not see what was written, for lack of a fence: " + place(factor.region, at, 16));
+            shadow.multiplied++;
+        }
+    });
+    auto same = [&](const Held& held) { return held.sums == sums; };
+    if (std::none_of(fiber->held.begin(), fiber->held.end(), same)) {
+        fiber->held.push_back({sums, {}});
+        std::memcpy(fiber->held.back().values, sums, sizeof(Held::values));
+        for (int i = 0; i < SUMS; i++) std::memcpy(sums + i, &HELD, 4);
+    }
+    fiber->open_products.push_back(product);
+    fiber->products++;
+}
+
+void commit_products() {
+    Fiber* fiber = launch->current;
+    fiber->committed_products.push_back(std::move(fiber->open_products));
+    fiber->open_products.clear();
+    fiber->sums_fenced = false;
+}
+
+void wait_for_products(int groups) {
+    Fiber* fiber = launch->current;
+    auto& committed = fiber->committed_products;
+    meet("wgmma_wait", nullptr, 0);
+    part();
+    while (committed.size() > size_t(groups)) {
+        for (const Product& product : committed.front()) {
+            auto same = [&](const Held& held) { return held.sums == product.sums; };
+            add_product(product, std::find_if(fiber->held.begin(), fiber->held.end(), same)->values);
+        }
+        // All lanes have read.
+        meet("wgmma_wait", nullptr, 0);
+        part();
+        for (const Product& product : committed.front()) {
+            each_chunk(product, [&](const Factor& factor, const unsigned char* at) {
+                for (int i = 0; i < 16; i++) {
+                    Shadow& shadow = factor.region->shadow[at - factor.region->base + i];
+                    shadow.multiplied--;
+                    note_read(shadow, now());
+                }
+            });
+        }
+        committed.erase(committed.begin());
+    }
+    auto under_way = [&](const Held& held) {
+        auto adds = [&](const Product& product) { return product.sums == held.sums; };
+        auto in = [&](const std::vector<Product>& group) { return std::any_of(group.begin(), group.end(), adds); };
+        return in(fiber->open_products) || std::any_of(committed.begin(), committed.end(), in);
+    };
+    auto done = std::partition(fiber->held.begin(), fiber->held.end(), under_way);
+    for (auto held = done; held != fiber->held.end(); ++held) {
+        auto untouched = [](const float& sum) { return std::memcmp(&sum, &HELD, 4) == 0; };
+        if (!std::all_of(held->sums, held->sums + SUMS, untouched)) fail("sums were written while wgmma adds to them");
+        std::memcpy(held->sums, held->values, sizeof(held->values));
+    }
+    fiber->held.erase(done, fiber->held.end());
 }
 
 }  // namespace emulator

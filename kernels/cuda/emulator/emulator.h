@@ -97,7 +97,11 @@ inline int count_ones(uint32_t bits) { return __builtin_popcount(bits); }
 inline uint32_t permute_bytes(uint32_t x, uint32_t y, uint32_t places) {
     uint64_t both = uint64_t(y) << 32 | x;
     uint32_t result = 0;
-    for (int i = 0; i < 4; i++) result |= uint32_t(both >> 8 * (places >> 4 * i & 7) & 0xff) << 8 * i;
+    for (int i = 0; i < 4; i++) {
+        uint32_t byte = uint32_t(both >> 8 * (places >> 4 * i & 7) & 0xff);
+        if (places >> 4 * i & 8) byte = byte & 0x80 ? 0xff : 0;
+        result |= byte << 8 * i;
+    }
     return result;
 }
 inline int here(int value) { return value; }
@@ -138,6 +142,23 @@ void barrier();
 const unsigned char* meet(const char* what, const void* own, size_t bytes);
 void part();
 const unsigned char* of_lane(const unsigned char* left, int lane);
+
+// What a thread has written is seen by tensor cores that read shared memory themselves.
+void fence_for_tensor_cores();
+// Products of tensor cores that go on by themselves.
+struct Factor {
+    const unsigned char* at;
+    Region* region;
+    // Bytes from 64 columns to the next; 0 where k runs along the rows.
+    int distance;
+
+    // Where one value lies.
+    const unsigned char* place(int outer, int k) const;
+};
+void fence_sums();
+void multiply_later(float* sums, const Factor& a, const Factor& b);
+void commit_products();
+void wait_for_products(int groups);
 
 void copy_later(void* to, Region* region, const unsigned char* bytes);
 void commit_copies();
@@ -269,6 +290,8 @@ template <class T> using shared = emulator::checked<T>;
     emulator::Region* region_##name = nullptr;                               \
     T* carved_##name = static_cast<T*>(emulator::dynamic(&region_##name));   \
     emulator::checked<T> name(carved_##name, region_##name)
+#define ALIGNED_SHARED(T, name) DYNAMIC_SHARED(T, name)
+#define ONLY_FOR(architecture)
 
 template <class V, class T> V load(emulator::checked<T> from) {
     emulator::touch(from.region, from.at, sizeof(V), emulator::Access::Read);
@@ -425,3 +448,32 @@ template <class T, class U> void copy_async_if(emulator::checked<T> to, emulator
 }
 inline void commit_async() { emulator::commit_copies(); }
 template <int N> void wait_async() { emulator::wait_for_copies(N); }
+
+// Of an address; the 128-byte swizzle is in `Factor::place`.
+struct Matrix : emulator::Factor {
+    static Matrix along(emulator::checked<bf16> at) { return of(at, 0); }
+    static Matrix across(emulator::checked<bf16> at, int distance) { return of(at, distance); }
+    Matrix behind(int bytes) const {
+        Matrix moved = *this;
+        moved.at += bytes;
+        return moved;
+    }
+
+   private:
+    static Matrix of(emulator::checked<bf16> from, int distance) {
+        Matrix made;
+        made.at = reinterpret_cast<const unsigned char*>(from.at);
+        made.region = from.region;
+        made.distance = distance;
+        return made;
+    }
+};
+
+template <bool ACROSS> void wgmma_bf16(float (&d)[16][4], Matrix a, Matrix b) {
+    if (a.distance != 0 || ACROSS != (b.distance != 0)) emulator::fail("wgmma: k does not run as it is said to");
+    emulator::multiply_later(&d[0][0], a, b);
+}
+inline void wgmma_fence() { emulator::fence_sums(); }
+inline void wgmma_commit() { emulator::commit_products(); }
+template <int N> void wgmma_wait() { emulator::wait_for_products(N); }
+inline void fence_async_proxy() { emulator::fence_for_tensor_cores(); }

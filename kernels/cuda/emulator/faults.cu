@@ -133,4 +133,42 @@ static void product_tf32(global<const bf16> a, global<const bf16> b, global<floa
 }
 KERNEL(product_tf32)
 
+// D = A B of 64 x 64 and 64 x 128, as a warpgroup multiplies: B has k along its rows or across. What is left out is wrong.
+enum Omitted { NOTHING, OPERAND_FENCE, SUMS_FENCE, WAIT, WAIT_BEFORE_WRITING, ALIGNMENT };
+template <bool ACROSS, Omitted OMITTED>
+static void product_of_warpgroup(global<const bf16> a, global<const bf16> b, global<float> d) {
+    ALIGNED_SHARED(bf16, tiles);
+    auto of_a = tiles, of_b = tiles + 64 * 64;
+    for (int i = threadIdx.x; i < 64 * 64; i += blockDim.x) of_a[i / 64 * 64 + (i % 64 / 8 ^ i / 64 % 8) * 8 + i % 8] = a[i];
+    for (int i = threadIdx.x; i < 64 * 128; i += blockDim.x) {
+        int k = i / 128, n = i % 128, row = ACROSS ? n / 64 * 64 + k : n, column = ACROSS ? n % 64 : k;
+        of_b[row * 64 + (column / 8 ^ row % 8) * 8 + column % 8] = b[i];
+    }
+    if (OMITTED != OPERAND_FENCE) fence_async_proxy();
+    sync_block();
+    float sums[16][4] = {};
+    if (OMITTED != SUMS_FENCE) wgmma_fence();
+    Matrix left = Matrix::along(of_a + (OMITTED == ALIGNMENT ? 64 : 0)), right = ACROSS ? Matrix::across(of_b, 64 * 128) : Matrix::along(of_b);
+    for (int step = 0; step < 4; step++) wgmma_bf16<ACROSS>(sums, left.behind(32 * step), right.behind((ACROSS ? 2048 : 32) * step));
+    wgmma_commit();
+    if (OMITTED == WAIT_BEFORE_WRITING) of_a[threadIdx.x] = bf16{0};
+    if (OMITTED == WAIT) sums[0][0] += 1;
+    wgmma_wait<0>();
+    int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    for (int i = 0; i < 64; i++) d[(row + 8 * (i / 2 % 2)) * 128 + i / 4 * 8 + column + i % 2] = sums[i / 4][i % 4];
+}
+
+#define PRODUCT_OF_WARPGROUP(name, across, omitted)                                                 \
+    static void warpgroup_##name(global<const bf16> a, global<const bf16> b, global<float> d) {      \
+        product_of_warpgroup<across, omitted>(a, b, d);                                              \
+    }                                                                                                \
+    KERNEL(warpgroup_##name)
+PRODUCT_OF_WARPGROUP(along, false, NOTHING)
+PRODUCT_OF_WARPGROUP(across, true, NOTHING)
+PRODUCT_OF_WARPGROUP(unfenced_operands, false, OPERAND_FENCE)
+PRODUCT_OF_WARPGROUP(unfenced_sums, false, SUMS_FENCE)
+PRODUCT_OF_WARPGROUP(not_waited_for, false, WAIT)
+PRODUCT_OF_WARPGROUP(overwritten, false, WAIT_BEFORE_WRITING)
+PRODUCT_OF_WARPGROUP(misaligned, false, ALIGNMENT)
+
 #endif

@@ -15,7 +15,7 @@ use crate::grad_norm::units::FirstUnits;
 use crate::nf4::DynamicMap;
 use crate::{Error, Result};
 
-pub use state::TensorState;
+pub use state::{MomentPart, MomentValues};
 
 const PREPARE: Kernel =
     Kernel::new("adamw_prepare", "const u64*, i32, const u64*, i32, const u64*, const f32*, u64*, f32*");

@@ -22,7 +22,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use gpu::{GpuAdamW, GpuParameter, Gradients, MomentKind, TensorState};
+pub use gpu::{GpuAdamW, GpuParameter, Gradients, MomentKind, MomentPart, MomentValues};
 
 use crate::nf4::DynamicMap;
 use crate::{Error, Result};

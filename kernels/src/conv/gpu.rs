@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{ConvWeight, HeadGroups, OP};
 use crate::gpu::rows::{WIDE, address, count, wide};
-use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel, Shape};
 use crate::{Error, GpuDocuments, Result};
 
 /// The kernels of one direction, for what begins at multiples of 16 bytes and for anything, and how many tokens a thread
@@ -69,6 +69,11 @@ impl GpuConv {
             factors.copy_from_slice(weight.back(age));
         }
         Ok(Self { by_age: gpu.of(&by_age)?, groups: *groups })
+    }
+
+    /// Everything that it knows.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        vec![FrozenPart::of("taps", &self.by_age)]
     }
 
     /// `silu(conv(qkv))`: `qkvz` is the grouped projection `[tokens, …]`, `y` becomes `[tokens, q | k | v]`.

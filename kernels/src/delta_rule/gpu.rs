@@ -9,7 +9,7 @@ use half::bf16;
 use super::{NAME, Parameters};
 use crate::conv::HeadGroups;
 use crate::gpu::rows::{address, count, wide};
-use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel, Shape};
 use crate::{Error, Result};
 
 pub use chunks::GpuChunks;
@@ -131,6 +131,11 @@ impl GpuDeltaRule {
         let [heads, per_key, key_dim, value_dim] = sizes.map(|size| count(NAME, "size", size).map(Argument::from));
         let (a_log, dt_bias) = (gpu.of(&parameters.a_log)?, gpu.of(&parameters.dt_bias)?);
         Ok(Self { groups, a_log, dt_bias, kind, sizes: [heads?, per_key?, key_dim?, value_dim?] })
+    }
+
+    /// Everything that it knows.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        vec![FrozenPart::of("A_log", &self.a_log), FrozenPart::of("dt_bias", &self.dt_bias)]
     }
 
     /// `qkv [tokens, q | k | v]` and `ba [tokens, 2 value_heads]` to `out [tokens, value_heads · value_dim]`.

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use crate::gpu::rows::{RowKernels, Rows, address};
-use crate::gpu::{Buffer, Gpu, Kernel};
+use crate::gpu::{Buffer, FrozenPart, Gpu, Kernel};
 use crate::{Error, Result};
 
 const OP: &str = "embedding";
@@ -55,6 +55,11 @@ impl GpuEmbedding {
             return Err(Error::shape(OP, "table", format!("{vocabulary} rows"), table.len()));
         }
         Ok(Self { table, vocabulary })
+    }
+
+    /// Everything that it knows.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        vec![FrozenPart::of("table", &self.table)]
     }
 
     /// Values of a row.

@@ -1,7 +1,7 @@
 //! One large piece of memory, given out in parts: a card is asked for memory once, at the start, and never again.
 //!
 //! A part is taken from the smallest gap that it fits into (the first of several), so the same requests get the same
-//! addresses, run after run.
+//! addresses, run after run. It knows numbers only: whoever plans a run makes the same requests of an arena without memory.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ const GRAIN: u64 = 256;
 
 /// Which parts of `0..size` are free.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub struct Arena {
     size: u64,
     /// Where a gap begins, and how long it is. No two of them touch.
     gaps: BTreeMap<u64, u64>,
@@ -21,34 +21,39 @@ pub(super) struct Arena {
 // === impl Arena ===
 
 impl Arena {
-    pub(super) fn new(size: u64) -> Self {
+    /// All of so many bytes is free.
+    pub fn new(size: u64) -> Self {
         let size = size / GRAIN * GRAIN;
         Self { size, gaps: BTreeMap::from([(0, size)]), used: 0, peak: 0 }
     }
 
-    pub(super) fn used(&self) -> u64 {
+    /// Bytes that are taken now.
+    pub fn used(&self) -> u64 {
         self.used
     }
 
-    pub(super) fn peak(&self) -> u64 {
+    /// The most that was taken at any time, or since [`Arena::forget_peak`].
+    pub fn peak(&self) -> u64 {
         self.peak
     }
 
-    pub(super) fn forget_peak(&mut self) {
+    /// Looks for the most from now on.
+    pub fn forget_peak(&mut self) {
         self.peak = self.used;
     }
 
     /// The longest part that could be had.
-    pub(super) fn longest_gap(&self) -> u64 {
+    pub fn longest_gap(&self) -> u64 {
         self.gaps.values().copied().max().unwrap_or(0)
     }
 
-    pub(super) fn size(&self) -> u64 {
+    /// All there is, free or not.
+    pub fn size(&self) -> u64 {
         self.size
     }
 
     /// Where so many bytes are free; nothing where they are not.
-    pub(super) fn take(&mut self, bytes: u64) -> Option<u64> {
+    pub fn take(&mut self, bytes: u64) -> Option<u64> {
         let bytes = rounded(bytes);
         let fits = self.gaps.iter().filter(|(_, length)| **length >= bytes);
         let (&at, &length) = fits.min_by_key(|(_, length)| **length)?;
@@ -62,7 +67,7 @@ impl Arena {
     }
 
     /// Frees what was taken.
-    pub(super) fn give(&mut self, at: u64, bytes: u64) {
+    pub fn give(&mut self, at: u64, bytes: u64) {
         let bytes = rounded(bytes);
         self.used -= bytes;
         let (mut start, mut end) = (at, at + bytes);
@@ -79,9 +84,9 @@ impl Arena {
     }
 }
 
-/// Nothing takes a part too, so that every address is of one thing only.
-fn rounded(bytes: u64) -> u64 {
-    bytes.max(1).div_ceil(GRAIN) * GRAIN
+/// What so many bytes take. Nothing takes a part too, so that every address is of one thing only.
+pub const fn rounded(bytes: u64) -> u64 {
+    if bytes == 0 { GRAIN } else { bytes.div_ceil(GRAIN) * GRAIN }
 }
 
 #[cfg(test)]

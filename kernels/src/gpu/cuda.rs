@@ -1,7 +1,7 @@
 //! A card, through CUDA's driver. The driver is looked for when a card is opened, so that programs start without one.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     ffi::{CString, c_int, c_void},
 };
@@ -11,6 +11,8 @@ use cudarc::driver::{DriverError, result, sys};
 use super::arena::Arena;
 use super::cublas::{Library, WORKSPACE};
 use super::fatbins::FATBINS;
+use super::lanes::Lane;
+use super::streams::Streams;
 use super::{Argument, Backend, Facts, Kernel, LibraryProduct, Shape, Usage};
 use crate::{Error, Result};
 
@@ -21,7 +23,9 @@ const RESERVE: u64 = 512 << 20;
 pub(super) struct Card {
     facts: Facts,
     device: sys::CUdevice,
-    stream: sys::CUstream,
+    streams: Streams,
+    /// Bytes of pinned memory.
+    pinned: Cell<u64>,
     base: u64,
     arena: RefCell<Arena>,
     library: Option<Library>,
@@ -62,20 +66,40 @@ pub(super) fn count() -> Result<u32> {
     }
 }
 
+const OPENING: &str = "opening the card";
+
+/// The card of this number, whose context is this thread's from now on and has to be released.
+fn enter(number: u32) -> Result<sys::CUdevice> {
+    let cards = count()?;
+    let ordinal = c_int::try_from(number).ok().filter(|_| number < cards);
+    let ordinal =
+        ordinal.ok_or_else(|| failed(OPENING, format!("card {number} of {cards}, which are counted from 0")))?;
+    let device = result::device::get(ordinal).map_err(said(OPENING))?;
+    // SAFETY: the device is one that the driver gave.
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(said(OPENING))?;
+    // SAFETY: the context was retained and is released by whoever asked.
+    unsafe { result::ctx::set_current(context) }.map_err(said(OPENING))?;
+    Ok(device)
+}
+
+/// What a card is like, and how many bytes of its memory are free.
+pub(super) fn look(number: u32) -> Result<(Facts, u64)> {
+    let device = enter(number)?;
+    let found = facts(device).and_then(|facts| {
+        let (free, _) = result::mem_get_info().map_err(said(OPENING))?;
+        Ok((facts, free as u64))
+    });
+    // SAFETY: it was retained above.
+    unsafe { result::primary_ctx::release(device) }.map_err(said(OPENING))?;
+    found
+}
+
 // === impl Card ===
 
 impl Card {
     pub(super) fn open(number: u32, limit: Option<u64>) -> Result<Self> {
-        const OPENING: &str = "opening the card";
-        let cards = count()?;
-        let ordinal = c_int::try_from(number).ok().filter(|_| number < cards);
-        let ordinal = ordinal.ok_or_else(|| failed(OPENING, format!("card {number} of {cards}")))?;
-        let device = result::device::get(ordinal).map_err(said(OPENING))?;
-        // SAFETY: the device is one that the driver gave.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(said(OPENING))?;
-        // SAFETY: the context was retained and is released when the card is closed.
-        unsafe { result::ctx::set_current(context) }.map_err(said(OPENING))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(said(OPENING))?;
+        let device = enter(number)?;
+        let streams = Streams::open().map_err(said(OPENING))?;
         let facts = facts(device)?;
         let (free, _) = result::mem_get_info().map_err(said(OPENING))?;
         let most = (free as u64).saturating_sub(RESERVE);
@@ -85,7 +109,8 @@ impl Card {
         let base = unsafe { result::malloc_sync(arena.size() as usize) }.map_err(said("taking the card's memory"))?;
         let library = arena.take(WORKSPACE).and_then(|at| Library::open(base + at));
         let (modules, functions) = (RefCell::default(), RefCell::default());
-        Ok(Self { facts, device, stream, base, arena: RefCell::new(arena), library, modules, functions })
+        let (arena, pinned) = (RefCell::new(arena), Cell::new(0));
+        Ok(Self { facts, device, streams, pinned, base, arena, library, modules, functions })
     }
 
     /// The kernel on this card, loaded when it is first asked for.
@@ -190,7 +215,7 @@ impl Backend for Card {
 
     fn usage(&self) -> Usage {
         let arena = self.arena.borrow();
-        Usage { now: arena.used(), peak: arena.peak() }
+        Usage { now: arena.used(), peak: arena.peak(), pinned: self.pinned.get() }
     }
 
     fn forget_peak(&self) {
@@ -199,23 +224,71 @@ impl Backend for Card {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: a buffer's memory; from pageable memory the driver has read everything when it returns.
-        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(said("copying to the card"))
+        unsafe { result::memcpy_htod_async(to, bytes, self.streams.main()) }.map_err(said("copying to the card"))
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        // SAFETY: a buffer's memory; nobody has the slice until the stream has come to its end.
-        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }.map_err(said("copying from the card"))?;
-        self.synchronize()
+        let main = self.streams.main();
+        // SAFETY: a buffer's memory; nobody has the slice until the stream has come to its end, which is ours.
+        unsafe { result::memcpy_dtoh_async(bytes, from, main).and_then(|()| result::stream::synchronize(main)) }
+            .map_err(said("copying from the card"))
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         // SAFETY: two buffers' memory.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(said("copying on the card"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.streams.current()) }
+            .map_err(said("copying on the card"))
     }
 
     fn fill(&self, at: u64, value: u8, bytes: usize) -> Result<()> {
         // SAFETY: a buffer's memory.
-        unsafe { result::memset_d8_async(at, value, bytes, self.stream) }.map_err(said("filling memory of the card"))
+        unsafe { result::memset_d8_async(at, value, bytes, self.streams.current()) }
+            .map_err(said("filling memory of the card"))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<u64> {
+        // SAFETY: what is in it is any bytes, and nobody reads it before something was copied there.
+        let address = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(said("pinning memory of the host"))?;
+        self.pinned.set(self.pinned.get() + bytes as u64);
+        Ok(address as u64)
+    }
+
+    fn release_host(&self, address: u64, bytes: usize) {
+        self.pinned.set(self.pinned.get() - bytes as u64);
+        // SAFETY: it is ours, and nobody uses it any more. What fails now leaves it pinned, and nothing else.
+        let _ = unsafe { result::free_host(address as *mut c_void) };
+    }
+
+    fn read_host(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        // SAFETY: pinned memory of so many bytes; nothing is under way, and the slice is not of it.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy_out(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: a buffer's memory and pinned memory, which nobody frees before the lane is done.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to as *mut c_void, from, bytes, self.streams.current()) }
+            .result()
+            .map_err(said("copying to pinned memory"))
+    }
+
+    fn copy_in(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: pinned memory and a buffer's, which nobody frees before the lane is done.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from as *const c_void, bytes, self.streams.current()) }
+            .result()
+            .map_err(said("copying from pinned memory"))
+    }
+
+    fn begin(&self, lane: Lane) -> Result<()> {
+        self.streams.begin(lane).map_err(said("going beside the main queue"))
+    }
+
+    fn end(&self, lane: Lane) -> Result<u64> {
+        self.streams.end(lane).map_err(said("coming back to the main queue"))
+    }
+
+    fn join(&self, _lane: Lane, mark: u64) -> Result<()> {
+        self.streams.join(mark).map_err(said("waiting for what is beside the main queue"))
     }
 
     fn launch(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()> {
@@ -223,31 +296,30 @@ impl Backend for Card {
         let mut values: Vec<u64> = arguments.iter().map(|argument| argument.bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (shape.grid, shape.block);
-        let shared = shape.shared as u32;
+        let (shared, stream) = (shape.shared as u32, self.streams.current());
         // SAFETY: number and sizes of the arguments were compared with the kernel's, and their types with its declaration.
         let launched =
-            unsafe { result::launch_kernel(function, (gx, gy, gz), (bx, by, bz), shared, self.stream, &mut pointers) };
+            unsafe { result::launch_kernel(function, (gx, gy, gz), (bx, by, bz), shared, stream, &mut pointers) };
         launched.map_err(said(kernel.name))
     }
 
     fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
-        self.library.as_ref().map_or(Ok(false), |library| library.product(product, self.stream))
+        self.library.as_ref().map_or(Ok(false), |library| library.product(product, self.streams.main()))
     }
 
     fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream is ours.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(said("waiting for the card"))
+        self.streams.synchronize().map_err(said("waiting for the card"))
     }
 
     fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         const TIMING: &str = "timing";
         let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(said(TIMING));
-        let (start, end) = (event()?, event()?);
+        let (start, end, stream) = (event()?, event()?, self.streams.current());
         // SAFETY: stream and events are ours, and the events are destroyed once.
         unsafe {
-            result::event::record(start, self.stream).map_err(said(TIMING))?;
+            result::event::record(start, stream).map_err(said(TIMING))?;
             let worked = work();
-            result::event::record(end, self.stream).map_err(said(TIMING))?;
+            result::event::record(end, stream).map_err(said(TIMING))?;
             result::event::synchronize(end).map_err(said(TIMING))?;
             let milliseconds = result::event::elapsed(start, end).map_err(said(TIMING));
             result::event::destroy(start).map_err(said(TIMING))?;
@@ -263,12 +335,12 @@ impl Drop for Card {
         self.library = None;
         // SAFETY: all of it is ours, and nobody uses it any more. What fails now is lost with the process.
         unsafe {
-            let _ = result::stream::synchronize(self.stream);
+            let _ = self.streams.synchronize();
             for &module in self.modules.borrow().values() {
                 let _ = result::module::unload(module);
             }
             let _ = result::free_sync(self.base);
-            let _ = result::stream::destroy(self.stream);
+            self.streams.close();
             let _ = result::primary_ctx::release(self.device);
         }
     }

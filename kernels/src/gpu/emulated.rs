@@ -8,8 +8,9 @@ use std::{
     time::Instant,
 };
 
-use half::bf16;
-
+use self::late::{Asked, Late};
+use super::arena::rounded;
+use super::lanes::Lane;
 use super::{Argument, Backend, Facts, Kernel, LibraryProduct, Shape, Usage};
 use crate::{Error, Result};
 
@@ -53,6 +54,8 @@ pub(super) struct Emulator {
     usage: Cell<Usage>,
     /// Whether there is something in place of the vendor's library.
     library: bool,
+    /// What lanes were asked and have not done.
+    late: Late,
 }
 
 // === impl Memory ===
@@ -92,7 +95,8 @@ impl Emulator {
             shared_per_multiprocessor: 100 << 10,
             memory: 1 << 30,
         };
-        Self { facts, seed, memory: std::cell::RefCell::default(), usage: Cell::default(), library: false }
+        let (memory, usage, late) = (std::cell::RefCell::default(), Cell::default(), Late::new(seed % 2 == 1));
+        Self { facts, seed, memory, usage, library: false, late }
     }
 
     pub(super) fn facts_mut(&mut self) -> &mut Facts {
@@ -101,17 +105,6 @@ impl Emulator {
 
     pub(super) fn with_library(self) -> Self {
         Self { library: true, ..self }
-    }
-
-    /// A matrix of bf16, row by row: what is between rows is not read.
-    fn rows(&self, address: u64, rows: usize, columns: usize, stride: usize) -> Result<Vec<Vec<f32>>> {
-        (0..rows)
-            .map(|row| {
-                let mut bytes = vec![0; 2 * columns];
-                self.download(address + (2 * row * stride) as u64, &mut bytes)?;
-                Ok(bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f32()).collect())
-            })
-            .collect()
     }
 
     /// Whether all of it is memory of one allocation.
@@ -123,65 +116,21 @@ impl Emulator {
             _ => Err(failed("copy", "memory that nobody has allocated")),
         }
     }
-}
 
-fn failed(what: &str, reason: impl Into<String>) -> Error {
-    Error::Gpu { what: what.into(), reason: reason.into() }
-}
-
-impl Backend for Emulator {
-    fn facts(&self) -> &Facts {
-        &self.facts
+    /// Does it now, or notes that a lane was asked.
+    fn ask(&self, asked: Asked) -> Result<()> {
+        self.late.note(asked).map_or(Ok(()), |asked| self.run(asked))
     }
 
-    fn allocate(&self, bytes: usize, grain: usize) -> Result<u64> {
-        let memory = Memory::new(bytes, grain);
-        let address = memory.base() as u64;
-        self.memory.borrow_mut().insert(address, memory);
-        let Usage { now, peak } = self.usage.get();
-        let now = now + bytes as u64;
-        self.usage.set(Usage { now, peak: peak.max(now) });
-        Ok(address)
-    }
-
-    fn release(&self, address: u64, bytes: usize) {
-        self.memory.borrow_mut().remove(&address);
-        let usage = self.usage.get();
-        self.usage.set(Usage { now: usage.now - bytes as u64, ..usage });
-    }
-
-    fn usage(&self) -> Usage {
-        self.usage.get()
-    }
-
-    fn forget_peak(&self) {
-        let now = self.usage.get().now;
-        self.usage.set(Usage { now, peak: now });
-    }
-
-    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
-        self.has(to, bytes.len())?;
-        // SAFETY: so much is allocated there, no kernel runs now, and the host's slice is not of it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len());
-            emulator_written(to as *const c_void, bytes.len());
+    fn run(&self, asked: Asked) -> Result<()> {
+        match asked {
+            Asked::Copy { from, to, bytes } => self.run_copy(from, to, bytes),
+            Asked::Fill { at, value, bytes } => self.run_fill(at, value, bytes),
+            Asked::Launch { kernel, shape, arguments } => self.run_kernel(&kernel, shape, &arguments),
         }
-        Ok(())
     }
 
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        self.has(from, bytes.len())?;
-        // SAFETY: so much is allocated there, no kernel runs now, and the host's slice is not of it.
-        let unwritten = unsafe { emulator_unwritten(from as *const c_void, bytes.len()) };
-        if unwritten > 0 {
-            return Err(failed("download", format!("{unwritten} of {} bytes were never written", bytes.len())));
-        }
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
-        Ok(())
-    }
-
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+    fn run_copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.has(from, bytes)?;
         self.has(to, bytes)?;
         // SAFETY: so much is allocated at both places, and no kernel runs now.
@@ -195,7 +144,7 @@ impl Backend for Emulator {
         Ok(())
     }
 
-    fn fill(&self, at: u64, value: u8, bytes: usize) -> Result<()> {
+    fn run_fill(&self, at: u64, value: u8, bytes: usize) -> Result<()> {
         self.has(at, bytes)?;
         // SAFETY: so much is allocated there, and no kernel runs now.
         unsafe {
@@ -205,7 +154,7 @@ impl Backend for Emulator {
         Ok(())
     }
 
-    fn launch(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()> {
+    fn run_kernel(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()> {
         let name = CString::new(kernel.name).map_err(|error| failed(kernel.name, error.to_string()))?;
         let signature = CString::new(kernel.arguments).map_err(|error| failed(kernel.name, error.to_string()))?;
         let mut values: Vec<u64> = arguments.iter().map(|argument| argument.bits).collect();
@@ -232,43 +181,129 @@ impl Backend for Emulator {
         let said = CStr::from_bytes_until_nul(&message).map_err(|error| failed(kernel.name, error.to_string()))?;
         if said.is_empty() { Ok(()) } else { Err(failed("emulated GPU", said.to_string_lossy())) }
     }
+}
+
+fn failed(what: &str, reason: impl Into<String>) -> Error {
+    Error::Gpu { what: what.into(), reason: reason.into() }
+}
+
+impl Backend for Emulator {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn allocate(&self, bytes: usize, grain: usize) -> Result<u64> {
+        let memory = Memory::new(bytes, grain);
+        let address = memory.base() as u64;
+        self.memory.borrow_mut().insert(address, memory);
+        let usage = self.usage.get();
+        // As a card's arena counts it.
+        let now = usage.now + rounded(bytes as u64);
+        self.usage.set(Usage { now, peak: usage.peak.max(now), ..usage });
+        Ok(address)
+    }
+
+    fn release(&self, address: u64, bytes: usize) {
+        self.memory.borrow_mut().remove(&address);
+        let usage = self.usage.get();
+        self.usage.set(Usage { now: usage.now - rounded(bytes as u64), ..usage });
+    }
+
+    fn usage(&self) -> Usage {
+        self.usage.get()
+    }
+
+    fn forget_peak(&self) {
+        let usage = self.usage.get();
+        self.usage.set(Usage { peak: usage.now, ..usage });
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.has(to, bytes.len())?;
+        // SAFETY: so much is allocated there, no kernel runs now, and the host's slice is not of it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len());
+            emulator_written(to as *const c_void, bytes.len());
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.has(from, bytes.len())?;
+        // SAFETY: so much is allocated there, no kernel runs now, and the host's slice is not of it.
+        let unwritten = unsafe { emulator_unwritten(from as *const c_void, bytes.len()) };
+        if unwritten > 0 {
+            return Err(failed("download", format!("{unwritten} of {} bytes were never written", bytes.len())));
+        }
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.ask(Asked::Copy { from, to, bytes })
+    }
+
+    fn fill(&self, at: u64, value: u8, bytes: usize) -> Result<()> {
+        self.ask(Asked::Fill { at, value, bytes })
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<u64> {
+        let memory = Memory::new(bytes, 1);
+        let address = memory.base() as u64;
+        self.memory.borrow_mut().insert(address, memory);
+        let usage = self.usage.get();
+        self.usage.set(Usage { pinned: usage.pinned + bytes as u64, ..usage });
+        Ok(address)
+    }
+
+    fn release_host(&self, address: u64, bytes: usize) {
+        self.memory.borrow_mut().remove(&address);
+        let usage = self.usage.get();
+        self.usage.set(Usage { pinned: usage.pinned - bytes as u64, ..usage });
+    }
+
+    fn read_host(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.download(from, bytes)
+    }
+
+    fn copy_out(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.copy(from, to, bytes)
+    }
+
+    fn copy_in(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.copy(from, to, bytes)
+    }
+
+    fn launch(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()> {
+        self.ask(Asked::Launch { kernel: *kernel, shape, arguments: arguments.to_vec() })
+    }
+
+    fn begin(&self, lane: Lane) -> Result<()> {
+        self.late.begin(lane);
+        Ok(())
+    }
+
+    fn end(&self, _lane: Lane) -> Result<u64> {
+        Ok(self.late.end())
+    }
+
+    fn join(&self, lane: Lane, mark: u64) -> Result<()> {
+        while let Some(asked) = self.late.next(lane, mark) {
+            self.run(asked)?;
+        }
+        Ok(())
+    }
 
     fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
-        if !self.library {
-            return Ok(false);
+        if self.library {
+            self.multiply(product)?;
         }
-        let LibraryProduct { columns: [a_columns, b_columns], sizes: [m, n, k], strides, wide, .. } = *product;
-        let side = |columns: bool, side: usize| if columns { (k, side) } else { (side, k) };
-        let ((a_rows, a_width), (b_rows, b_width)) = (side(a_columns, m), side(b_columns, n));
-        let a = self.rows(product.a, a_rows, a_width, strides[0])?;
-        let b = self.rows(product.b, b_rows, b_width, strides[1])?;
-        for row in 0..m {
-            for column in 0..n {
-                let of_a = |k: usize| if a_columns { a[k][row] } else { a[row][k] };
-                let of_b = |k: usize| if b_columns { b[k][column] } else { b[column][k] };
-                let sum = product.scale * (0..k).map(|k| of_a(k) * of_b(k)).sum::<f32>();
-                let place = (row * n + column) as u64;
-                if wide {
-                    let mut old = [0; 4];
-                    if product.add {
-                        self.download(product.out + 4 * place, &mut old)?;
-                    }
-                    self.upload(product.out + 4 * place, &(f32::from_le_bytes(old) + sum).to_le_bytes())?;
-                } else {
-                    let mut old = [0; 2];
-                    if product.add {
-                        self.download(product.out + 2 * place, &mut old)?;
-                    }
-                    let sum = bf16::from_f32(bf16::from_le_bytes(old).to_f32() + sum);
-                    self.upload(product.out + 2 * place, &sum.to_le_bytes())?;
-                }
-            }
-        }
-        Ok(true)
+        Ok(self.library)
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        Lane::ALL.into_iter().try_for_each(|lane| self.join(lane, u64::MAX))
     }
 
     fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
@@ -278,5 +313,7 @@ impl Backend for Emulator {
     }
 }
 
+mod late;
+mod library;
 #[cfg(test)]
 mod tests;

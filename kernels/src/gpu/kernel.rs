@@ -1,5 +1,7 @@
 //! Kernels as the host knows them.
 
+use std::ops::Range;
+
 use super::{Buffer, Element};
 use crate::{Error, Result};
 
@@ -90,6 +92,11 @@ impl Kernel {
 impl Argument {
     fn purpose(&self) -> &'static str {
         if self.writes { "write" } else { "read" }
+    }
+
+    /// The memory that it is, and whether it is written.
+    pub(super) fn memory(&self) -> Option<(Range<u64>, bool)> {
+        self.reach.map(|bytes| (self.bits..self.bits + bytes as u64, self.writes))
     }
 
     fn number(bits: u64, kind: &'static str) -> Self {

@@ -4,7 +4,8 @@ use std::{marker::PhantomData, ops::Range, rc::Rc};
 
 use half::bf16;
 
-use super::Gpu;
+use super::lanes::Piece;
+use super::{Gpu, HostBuffer};
 use crate::{Error, Result};
 
 const MEMORY: &str = "memory of a GPU";
@@ -38,6 +39,15 @@ pub struct Buffer<T> {
     kind: PhantomData<T>,
 }
 
+/// A part of something that never changes: a name, and what is there.
+#[derive(Debug)]
+pub enum FrozenPart {
+    /// Memory of a GPU.
+    Memory(&'static str, Buffer<u8>),
+    /// A number that kernels are told.
+    Number(&'static str, f32),
+}
+
 struct Memory {
     gpu: Gpu,
     address: u64,
@@ -48,7 +58,7 @@ struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.gpu.backend.release(self.address, self.bytes);
+        self.gpu.release(Piece { address: self.address, bytes: self.bytes, on_host: false });
     }
 }
 
@@ -86,6 +96,11 @@ impl<T: Element> Buffer<T> {
         self.count * size_of::<T>()
     }
 
+    /// The addresses of all bytes.
+    pub(super) fn memory(&self) -> Range<u64> {
+        self.address()..self.address() + self.bytes() as u64
+    }
+
     /// Some of the values, in the same memory. Whoever has several parts sees to it that nothing writes what another part
     /// still has to read: the GPU does not know them as one.
     pub fn part(&self, range: Range<usize>) -> Result<Self> {
@@ -101,6 +116,12 @@ impl<T: Element> Buffer<T> {
         Self { memory: Rc::clone(&self.memory), first: self.first, count: self.count, kind: PhantomData }
     }
 
+    /// The same memory as bytes. See [`Buffer::part`].
+    pub fn as_bytes(&self) -> Buffer<u8> {
+        let first = self.first * size_of::<T>();
+        Buffer { memory: Rc::clone(&self.memory), first, count: self.bytes(), kind: PhantomData }
+    }
+
     /// Replaces all values.
     pub fn upload(&mut self, values: &[T]) -> Result<()> {
         if values.len() != self.count {
@@ -109,6 +130,8 @@ impl<T: Element> Buffer<T> {
         if values.is_empty() {
             return Ok(());
         }
+        self.gpu().of_main_queue("copying to a GPU")?;
+        self.gpu().touch("copying to a GPU", [(self.memory(), true)].into_iter())?;
         // SAFETY: an `Element` has no padding, so all of its bytes are there.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
         self.gpu().backend.upload(self.address(), bytes)
@@ -120,9 +143,12 @@ impl<T: Element> Buffer<T> {
         if self.count == 0 {
             return Ok(values);
         }
+        self.gpu().of_main_queue("copying from a GPU")?;
+        self.gpu().touch("copying from a GPU", [(self.memory(), false)].into_iter())?;
         // SAFETY: any bytes are an `Element`, and the vector has so many.
         let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), self.bytes()) };
         self.gpu().backend.download(self.address(), bytes)?;
+        self.gpu().dropped_failure()?;
         Ok(values)
     }
 
@@ -134,7 +160,20 @@ impl<T: Element> Buffer<T> {
         if self.count == 0 {
             return Ok(());
         }
+        self.gpu().touch("copying on a GPU", [(other.memory(), false), (self.memory(), true)].into_iter())?;
         self.gpu().backend.copy(other.address(), self.address(), self.bytes())
+    }
+
+    /// Asks for a copy of pinned memory of the same length.
+    pub fn copy_from_host(&mut self, other: &HostBuffer<T>) -> Result<()> {
+        if other.len() != self.count {
+            return Err(Error::shape(MEMORY, "values to copy in", self.count, other.len()));
+        }
+        if self.count == 0 {
+            return Ok(());
+        }
+        self.gpu().touch("copying from the host", [(other.memory(), false), (self.memory(), true)].into_iter())?;
+        self.gpu().backend.copy_in(other.address(), self.address(), self.bytes())
     }
 
     /// Makes all values 0.
@@ -142,12 +181,21 @@ impl<T: Element> Buffer<T> {
         if self.count == 0 {
             return Ok(());
         }
+        self.gpu().touch("filling memory", [(self.memory(), true)].into_iter())?;
         self.gpu().backend.fill(self.address(), 0, self.bytes())
     }
 
     /// Fails unless there are so many values.
     pub fn expect(&self, op: &'static str, what: &'static str, count: usize) -> Result<()> {
         if self.count == count { Ok(()) } else { Err(Error::shape(op, what, count, self.count)) }
+    }
+}
+
+// === impl FrozenPart ===
+
+impl FrozenPart {
+    pub(crate) fn of<T: Element>(name: &'static str, buffer: &Buffer<T>) -> Self {
+        Self::Memory(name, buffer.as_bytes())
     }
 }
 

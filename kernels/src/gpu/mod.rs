@@ -4,10 +4,10 @@
 //! (feature `emulation`). What an op does with a GPU, which kernels it launches on what and in which order, is written once
 //! and does not know which of them it is.
 //!
-//! All that is asked of a `Gpu` happens in the order of the asking; results are there once they are downloaded.
+//! All that is asked of a `Gpu` happens in the order of the asking, but for what is asked beside it ([`Gpu::beside`]); results
+//! are there once they are downloaded.
 
-#[cfg(any(feature = "cuda", test))]
-mod arena;
+pub mod arena;
 #[cfg(feature = "cuda")]
 mod cublas;
 #[cfg(feature = "cuda")]
@@ -18,16 +18,25 @@ mod emulated;
 mod fatbins;
 pub(crate) mod heads;
 mod kernel;
+mod lanes;
+mod library;
 mod memory;
 pub(crate) mod pairs;
+mod pinned;
 pub(crate) mod rows;
+#[cfg(feature = "cuda")]
+mod streams;
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 #[cfg(feature = "cuda")]
 pub use fatbins::{RESOURCES, Resources};
 pub use kernel::{Argument, Kernel, Shape};
-pub use memory::{Buffer, Element};
+use lanes::Lanes;
+pub use lanes::{Lane, Task};
+pub use library::LibraryProduct;
+pub use memory::{Buffer, Element, FrozenPart};
+pub use pinned::HostBuffer;
 
 use crate::{Error, Result};
 
@@ -36,6 +45,13 @@ use crate::{Error, Result};
 pub struct Gpu {
     backend: Rc<dyn Backend>,
     profile: Rc<RefCell<Option<Profile>>>,
+    lanes: Rc<RefCell<Lanes>>,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.facts().name)
+    }
 }
 
 /// The time of each kernel.
@@ -74,30 +90,8 @@ pub struct Usage {
     pub now: u64,
     /// At most, since the start or the last [`Gpu::forget_peak`].
     pub peak: u64,
-}
-
-/// `out [m, n] = [out +] scale · A B` of matrices of bf16 that begin at multiples of 16 bytes, as the vendor's library may
-/// compute it.
-#[derive(Debug, Clone, Copy)]
-pub struct LibraryProduct {
-    /// Whether `A` is `[k, m]` and not `[m, k]`; whether `B` is `[k, n]` and not `[n, k]`.
-    pub columns: [bool; 2],
-    /// m, n and k.
-    pub sizes: [usize; 3],
-    /// Where `A` begins.
-    pub a: u64,
-    /// Where `B` begins.
-    pub b: u64,
-    /// Where the result begins.
-    pub out: u64,
-    /// Values from one row of `A` and `B` to the next.
-    pub strides: [usize; 2],
-    /// Whether the result is `f32` and not bf16.
-    pub wide: bool,
-    /// A factor of the product.
-    pub scale: f32,
-    /// Whether what is there stays in the sum.
-    pub add: bool,
+    /// Of the host, pinned, now: in none of the others.
+    pub pinned: u64,
 }
 
 /// What is behind a [`Gpu`]. Addresses are numbers; nobody reads through them on the host.
@@ -113,11 +107,27 @@ trait Backend {
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     fn fill(&self, at: u64, value: u8, bytes: usize) -> Result<()>;
+    /// Memory of the host that the GPU copies from and to by itself.
+    fn allocate_host(&self, bytes: usize) -> Result<u64>;
+    fn release_host(&self, address: u64, bytes: usize);
+    /// Pinned memory, when nothing is under way.
+    fn read_host(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+    /// To pinned memory.
+    fn copy_out(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+    /// From pinned memory.
+    fn copy_in(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()>;
+    /// What is asked from now on is the lane's, after all that the main queue was asked.
+    fn begin(&self, lane: Lane) -> Result<()>;
+    /// What is asked from now on is the main queue's again; gives a mark of what the lane was asked until now.
+    fn end(&self, lane: Lane) -> Result<u64>;
+    /// The main queue, and whoever is asked now, waits for a mark of the lane.
+    fn join(&self, lane: Lane, mark: u64) -> Result<()>;
     /// Whether the vendor's library computed the product; not where there is none.
     fn library_product(&self, _product: &LibraryProduct) -> Result<bool> {
         Ok(false)
     }
+    /// Waits for the main queue and all lanes.
     fn synchronize(&self) -> Result<()>;
     /// Seconds that the GPU takes for what `work` asks of it.
     fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
@@ -128,7 +138,7 @@ trait Backend {
 impl Gpu {
     #[cfg(any(feature = "cuda", feature = "emulation"))]
     fn with(backend: impl Backend + 'static) -> Self {
-        Self { backend: Rc::new(backend), profile: Rc::default() }
+        Self { backend: Rc::new(backend), profile: Rc::default(), lanes: Rc::default() }
     }
 
     /// How many cards there are; an error that says why not where there are none that could be used.
@@ -137,14 +147,20 @@ impl Gpu {
         cuda::count()
     }
 
+    /// What a card is like, and how many bytes of its memory nobody has. Nothing of it is taken.
+    #[cfg(feature = "cuda")]
+    pub fn look(number: u32) -> Result<(Facts, u64)> {
+        cuda::look(number)
+    }
+
     /// A card. `limit` is how many bytes of its memory are taken, once and for all; without it, nearly all that is free.
     #[cfg(feature = "cuda")]
     pub fn open(number: u32, limit: Option<u64>) -> Result<Self> {
         Ok(Self::with(cuda::Card::open(number, limit)?))
     }
 
-    /// An emulated one. `seed` says in which order threads and blocks come where that is not certain; no result depends
-    /// on it.
+    /// An emulated one. `seed` says in which order threads and blocks come where that is not certain, and whether what is asked
+    /// beside the main queue is done at once (even) or when somebody waits for it (odd); no result depends on it.
     #[cfg(feature = "emulation")]
     pub fn emulated(seed: u64) -> Self {
         Self::emulated_as(seed, |_| {})
@@ -198,8 +214,14 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Pinned memory of the host for so many values that nobody has written.
+    pub fn pinned<T: Element>(&self, count: usize) -> Result<HostBuffer<T>> {
+        HostBuffer::empty(self, count)
+    }
+
     /// Runs a kernel. Its arguments are compared with what it was declared to take.
-    pub fn launch<const N: usize>(&self, kernel: &Kernel, shape: Shape, arguments: [Argument; N]) -> Result<()> {
+    pub fn launch(&self, kernel: &Kernel, shape: Shape, arguments: impl IntoIterator<Item = Argument>) -> Result<()> {
+        let arguments: Vec<Argument> = arguments.into_iter().collect();
         kernel.check(&arguments)?;
         if shape.blocks() == 0 {
             return Ok(());
@@ -209,6 +231,7 @@ impl Gpu {
             let found = format!("{} bytes, and a block of {} has {allowed}", shape.shared, self.facts().name);
             return Err(Error::Gpu { what: kernel.name.into(), reason: format!("shared memory: {found}") });
         }
+        self.touch(kernel.name, arguments.iter().filter_map(Argument::memory))?;
         self.counted(kernel.name, || self.backend.launch(kernel, shape, &arguments))
     }
 
@@ -238,12 +261,19 @@ impl Gpu {
 
     /// Whether the vendor's library computed the product: not where there is none, or where it has no way for these sizes.
     pub fn library_product(&self, product: &LibraryProduct) -> Result<bool> {
+        // Its workspace is the main queue's.
+        if !self.asks_main_queue() {
+            return Ok(false);
+        }
+        self.touch("cuBLASLt", product.memory().into_iter())?;
         self.counted("cuBLASLt", || self.backend.library_product(product))
     }
 
     /// Waits for all that was asked; what went wrong meanwhile is an error now.
     pub fn synchronize(&self) -> Result<()> {
-        self.backend.synchronize()
+        self.backend.synchronize()?;
+        self.all_joined();
+        self.dropped_failure()
     }
 
     /// Seconds that the GPU takes for what `work` asks of it.

@@ -4,7 +4,7 @@
 use half::bf16;
 
 use super::{Checks, EXACT, Sizes};
-use crate::adamw::{self, GpuAdamW, GpuParameter, Gradients, Hyper, MomentKind, Moments, TensorState};
+use crate::adamw::{self, GpuAdamW, GpuParameter, Gradients, Hyper, MomentKind, MomentPart, MomentValues, Moments};
 use crate::gpu::Buffer;
 use crate::self_test::values::narrow;
 use crate::{Error, Result};
@@ -15,12 +15,19 @@ const REAL: [usize; 7] = [1, 16_777_216, 0, 61_440, 1_000_003, 255, 8];
 const STEPS: u64 = 5;
 /// The step whose gradients had no norm.
 const BROKEN: u64 = 3;
+const PARTS: [(&str, MomentPart); 4] = [
+    ("first moments", MomentPart::First),
+    ("second moments", MomentPart::Second),
+    ("first scales", MomentPart::FirstScale),
+    ("second scales", MomentPart::SecondScale),
+];
 
 /// What the CPU has, and the same on the GPU.
 struct Both {
     rates: Vec<f64>,
     values: Vec<Vec<f32>>,
-    states: Vec<TensorState>,
+    /// Moments and number of updates of each.
+    states: Vec<(Moments, u64)>,
     on_gpu: Vec<Buffer<f32>>,
     gradients: Vec<Buffer<f32>>,
     copies: Vec<Option<Buffer<bf16>>>,
@@ -64,10 +71,14 @@ fn follow(
         checks.compare_values("gradients", &downloaded(&both.gradients)?, &joined(&left), EXACT);
         if step == 2 {
             // Another one goes on with what this one knew.
-            let states = optimizer.state(0..lengths.len())?;
+            let before = optimizer;
             optimizer = GpuAdamW::new(checks.gpu, kind, &hyper, both.parameters(), STEPS)?;
-            optimizer.set_state(0, &states[..1])?;
-            optimizer.set_state(1, &states[1..])?;
+            for tensors in [0..1, 1..lengths.len()] {
+                for (_, part) in PARTS {
+                    optimizer.set_moments(part, tensors.clone(), &before.moments(part, tensors.clone())?)?;
+                }
+                optimizer.set_updates(tensors.start, &before.updates(tensors)?)?;
+            }
         }
     }
     both.compare(checks, &optimizer)
@@ -97,7 +108,7 @@ impl Both {
             hits: numbered(1)
                 .map(|(index, _, count)| (index % 3 == 0).then(|| gpu.zeros(count)).transpose())
                 .collect::<Result<_>>()?,
-            states: lengths.iter().map(|&count| TensorState { moments: fresh(kind, count), updates: 0 }).collect(),
+            states: lengths.iter().map(|&count| (fresh(kind, count), 0)).collect(),
             values,
         })
     }
@@ -136,7 +147,7 @@ impl Both {
         for (index, gradient) in gradients.iter().enumerate() {
             let takes = self.hits[index].is_none() || has_rows(index, step);
             if takes {
-                let TensorState { moments, updates } = &mut self.states[index];
+                let (moments, updates) = &mut self.states[index];
                 *updates += 1;
                 let hyper = Hyper { learning_rate: hyper.learning_rate * self.rates[index], ..*hyper };
                 adamw::step(&mut self.values[index], gradient, moments, *updates, factor, &hyper)?;
@@ -157,17 +168,24 @@ impl Both {
             }
         }
         checks.compare_values("copies", &found, &expected, EXACT);
-        let states = optimizer.state(0..self.states.len())?;
-        let updates = |states: &[TensorState]| states.iter().map(|state| state.updates as f64).collect::<Vec<_>>();
-        checks.compare_values("updates", &updates(&states), &updates(&self.states), EXACT);
-        for (what, which) in ["first moments", "second moments", "first scales", "second scales"].into_iter().zip(0..) {
-            let part = |states: &[TensorState]| states.iter().flat_map(|s| part(&s.moments, which)).collect::<Vec<_>>();
-            let (found, expected) = (part(&states), part(&self.states));
-            if !expected.is_empty() {
+        let tensors = 0..self.states.len();
+        let updates: Vec<f64> = self.states.iter().map(|(_, updates)| *updates as f64).collect();
+        let found: Vec<f64> = optimizer.updates(tensors.clone())?.into_iter().map(|updates| updates as f64).collect();
+        checks.compare_values("updates", &found, &updates, EXACT);
+        for (what, part) in PARTS {
+            let expected: Vec<f64> = self.states.iter().flat_map(|(moments, _)| values(moments, part)).collect();
+            let found: Vec<f64> = match optimizer.moments(part, tensors.clone())? {
+                MomentValues::Floats(values) => values.into_iter().map(f64::from).collect(),
+                MomentValues::Codes(values) => values.into_iter().map(f64::from).collect(),
+            };
+            if optimizer.moment_count(part, tensors.clone())? != expected.len() {
+                return Err(Error::invalid("adamw", "another number of moments than there are"));
+            }
+            if !expected.is_empty() || !found.is_empty() {
                 checks.compare_values(what, &found, &expected, EXACT);
             }
         }
-        let refused = optimizer.state(1..self.states.len() + 1).is_err();
+        let refused = optimizer.moments(MomentPart::First, 1..self.states.len() + 1).is_err();
         if !refused { Err(Error::invalid("adamw", "the state of a tensor that there is not")) } else { Ok(()) }
     }
 }
@@ -193,16 +211,16 @@ fn joined(values: &[Vec<f32>]) -> Vec<f64> {
 }
 
 /// One of the arrays of moments.
-fn part(moments: &Moments, which: usize) -> Vec<f64> {
+fn values(moments: &Moments, part: MomentPart) -> Vec<f64> {
     let floats = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
     let codes = |values: &[u8]| values.iter().map(|value| f64::from(*value)).collect();
-    match (moments, which) {
-        (Moments::Full { m, .. }, 0) => floats(m),
-        (Moments::Full { v, .. }, 1) => floats(v),
+    match (moments, part) {
+        (Moments::Full { m, .. }, MomentPart::First) => floats(m),
+        (Moments::Full { v, .. }, MomentPart::Second) => floats(v),
         (Moments::Full { .. }, _) => Vec::new(),
-        (Moments::Blockwise { m, .. }, 0) => codes(m),
-        (Moments::Blockwise { v, .. }, 1) => codes(v),
-        (Moments::Blockwise { m_scale, .. }, 2) => floats(m_scale),
-        (Moments::Blockwise { v_scale, .. }, _) => floats(v_scale),
+        (Moments::Blockwise { m, .. }, MomentPart::First) => codes(m),
+        (Moments::Blockwise { v, .. }, MomentPart::Second) => codes(v),
+        (Moments::Blockwise { m_scale, .. }, MomentPart::FirstScale) => floats(m_scale),
+        (Moments::Blockwise { v_scale, .. }, MomentPart::SecondScale) => floats(v_scale),
     }
 }

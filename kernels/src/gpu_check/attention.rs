@@ -10,7 +10,7 @@ type Case = ((usize, usize, usize), &'static [usize], f64);
 
 /// Every width that there is a kernel for and some between; groups of 1, 4 and 8 query heads; documents of one token, and
 /// that end at, before and behind the edges of tiles (16, 32, 64 and 128); scores of a few and of hundreds.
-const SMALL: [Case; 8] = [
+const SMALL: [Case; 10] = [
     ((4, 1, 16), &[70, 1, 1, 1, 59, 2], 4.0),
     ((8, 1, 32), &[64, 1, 63], 1.0),
     ((4, 4, 64), &[33], 8.0),
@@ -19,6 +19,9 @@ const SMALL: [Case; 8] = [
     ((4, 1, 128), &[31, 32, 1, 17], 1.0),
     ((1, 1, 128), &[15, 129], 12.0),
     ((2, 1, 256), &[16, 1, 64, 20], 4.0),
+    // Whole tiles of every size.
+    ((2, 1, 64), &[64, 64, 128], 1.0),
+    ((2, 2, 256), &[128, 32, 32, 64], 1.0),
 ];
 /// Layers of Qwen3-30B-A3B and Qwen3-Next-80B-A3B, and one of Qwen2-MoE.
 const REAL: [Case; 4] = [
@@ -29,8 +32,9 @@ const REAL: [Case; 4] = [
 ];
 /// All of a row's weight lies on one key, as there is no other or queries are so large: gradients are rounding alone, but
 /// outputs are not.
-const ON_ONE_KEY: [Case; 4] = [
+const ON_ONE_KEY: [Case; 5] = [
     ((1, 1, 64), &[1], 1.0),
+    ((4, 2, 32), &[1; 66], 1.0),
     ((1, 1, 64), &[150], 100.0),
     ((2, 1, 128), &[130, 5], 200.0),
     ((1, 1, 256), &[80], 100.0),

@@ -9,7 +9,7 @@ use crate::self_test::values::narrow;
 use crate::{Documents, GpuDocuments, Result};
 
 /// Key heads, value heads, their sizes; taps; lengths of documents.
-const SMALL: [([usize; 4], usize, &[usize]); 7] = [
+const SMALL: [([usize; 4], usize, &[usize]); 10] = [
     ([1, 1, 1, 1], 4, &[1]),
     ([2, 4, 3, 5], 3, &[7, 1, 2, 9]),
     ([1, 2, 8, 8], 4, &[6, 13]),
@@ -17,6 +17,10 @@ const SMALL: [([usize; 4], usize, &[usize]); 7] = [
     ([2, 4, 16, 8], 2, &[8, 8, 5]),
     ([2, 6, 24, 40], 4, &[17, 16]),
     ([4, 8, 128, 128], 4, &[66, 3, 70]),
+    // Documents shorter than the taps, and documents and rows that end where runs of tokens do.
+    ([1, 2, 8, 8], 4, &[1; 33]),
+    ([1, 2, 8, 8], 4, &[64, 32, 16, 8, 8]),
+    ([1, 1, 3, 5], 4, &[63, 30, 18, 15]),
 ];
 const REAL: [([usize; 4], usize, &[usize]); 2] =
     [([16, 32, 128, 128], 4, &[100, 3, 153]), ([16, 32, 128, 128], 4, &[301])];

@@ -35,7 +35,7 @@ struct Case {
 const LARGE: Option<Tiles> = Some(Tiles { large_logits: true, large_gradient: true });
 const MIXED: Option<Tiles> = Some(Tiles { large_logits: false, large_gradient: true });
 
-const SMALL: [Case; 10] = [
+const SMALL: [Case; 12] = [
     Case { rows: 1, ..plain(1003, 40, 1.0) },
     Case { rows: 7, ..plain(2, 8, 1.0) },
     Case { rows: 201, chunk_rows: 100, ..plain(67, 136, 1.0) },
@@ -46,6 +46,9 @@ const SMALL: [Case; 10] = [
     Case { rows: 20, rank: 9, tiles: MIXED, ..plain(70, 40, 1.0) },
     Case { rows: 200, rank: 16, probability: 0.3, chunk_rows: 64, ..plain(67, 8, 1.0) },
     Case { rows: 4, rank: 130, probability: 0.5, ..plain(200, 16, 0.5) },
+    // Whole tiles, and chunks that end with the rows.
+    Case { rows: 1, ..plain(128, 64, 1.0) },
+    Case { rows: 256, rank: 16, chunk_rows: 128, ..plain(128, 32, 1.0) },
 ];
 const REAL: [Case; 7] = [
     Case { rows: 300, ..plain(151_936, 2048, 0.25) },

@@ -9,7 +9,7 @@ use crate::elements::{add, scale, scale_floats, scaled, to_bf16, to_floats};
 use crate::embedding::{GpuEmbedding, TokenIds};
 use crate::gpu::Buffer;
 
-const SMALL: [usize; 7] = [1, 7, 8, 2047, 8192, 8195, 20_011];
+const SMALL: [usize; 8] = [1, 7, 8, 2047, 8192, 8195, 16_384, 20_011];
 const REAL: [usize; 2] = [1_000_003, 1 << 22];
 
 /// Rows of the table, their width, tokens.
@@ -30,7 +30,22 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
         checks.case(format!("embedding {tokens} of {vocabulary} x {width}"));
         embedding(checks, vocabulary, width, tokens)?;
     }
-    Ok(())
+    nothing(checks)
+}
+
+/// No values at all are no error.
+fn nothing(checks: &mut Checks<'_>) -> Result<()> {
+    checks.case("elements, dropout and embedding of nothing");
+    let (none, floats) = (|| checks.gpu.empty::<bf16>(0), || checks.gpu.empty::<f32>(0));
+    scaled(&none()?, 2.0, &mut none()?)?;
+    scale(&mut none()?, 2.0)?;
+    add(&none()?, &mut none()?)?;
+    to_bf16(&floats()?, &mut none()?)?;
+    to_floats(&none()?, &mut floats()?)?;
+    scale_floats(&mut floats()?, 2.0)?;
+    Dropout::keyed(0.3, &[1]).of_buffer(&none()?, 0, &mut none()?)?;
+    let table = checks.gpu.zeros(3 * 8)?;
+    GpuEmbedding::new(table, 3)?.forward(&TokenIds::of(checks.gpu, &[], 3)?, &mut none()?)
 }
 
 /// As a GPU rounds: from `f32`.

@@ -8,7 +8,7 @@ use crate::gpu::Buffer;
 use crate::lora_linear::reference::Shape;
 use crate::moe::reference::{self, Projection};
 use crate::moe::{
-    Expert, ExpertLoraLayout, ExpertProjection, ExpertRanks, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting,
+    Cores, Expert, ExpertLoraLayout, ExpertProjection, ExpertRanks, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting,
     Gradients, Routing,
 };
 use crate::nf4::Nf4Matrix;
@@ -59,7 +59,7 @@ const PLAIN: Case = Case {
     uneven: false,
     dropout: 0.0,
 };
-const SMALL: [Case; 9] = [
+const SMALL: [Case; 11] = [
     PLAIN,
     Case { storage: Storage::Nf4Double, ranks: [3, 2, 4], uneven: true, ..PLAIN },
     // More experts than are decoded at once; idle ones, and many with one row.
@@ -107,6 +107,28 @@ const SMALL: [Case; 9] = [
         dropout: 0.2,
         ..PLAIN
     },
+    // Experts with one row and with none; one projection not adapted, one with more than a tile of ranks.
+    Case {
+        hidden: 128,
+        width: 128,
+        experts: 9,
+        tokens: 4,
+        storage: Storage::Nf4Double,
+        ranks: [17, 0, 70],
+        uneven: true,
+        ..PLAIN
+    },
+    // Large tiles, of which one has its first half only.
+    Case {
+        hidden: 64,
+        width: 256,
+        experts: 2,
+        per_token: 1,
+        tokens: 200,
+        load: Load::OneWay,
+        storage: Storage::Nf4,
+        ..PLAIN
+    },
     Case { hidden: 64, width: 64, ranks: [0, 5, 0], dropout: 0.5, per_token: 5, tokens: 1, ..PLAIN },
 ];
 const NEXT: Case = Case {
@@ -129,16 +151,19 @@ const REAL: [Case; 3] = [
 
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
     let cases: &[_] = if checks.sizes == Sizes::Small { &SMALL } else { &REAL };
-    cases.iter().try_for_each(|case| {
-        checks.case(format!("{case:?}"));
-        case.compare(checks)
-    })
+    for case in cases {
+        for cores in Cores::ALL.into_iter().filter(|cores| cores.are_on(checks.gpu)) {
+            checks.case(format!("{cores:?}: {case:?}"));
+            case.compare(checks, cores)?;
+        }
+    }
+    Ok(())
 }
 
 // === impl Case ===
 
 impl Case {
-    fn compare(&self, checks: &mut Checks<'_>) -> Result<()> {
+    fn compare(&self, checks: &mut Checks<'_>, cores: Cores) -> Result<()> {
         let gpu = checks.gpu;
         let mut logits = narrow(&checks.random.values(self.tokens * self.experts));
         if self.load == Load::OneWay {
@@ -161,7 +186,8 @@ impl Case {
         let gradient = reference::backward(&plain, &x_wide, &weights, choices.chosen(), &mask, &d_out_wide);
         let d_lora_wide = flat(&layout, &gradient.lora);
 
-        let experts = GpuExperts::of(gpu, &experts)?;
+        let mut experts = GpuExperts::of(gpu, &experts)?;
+        experts.multiply_by(cores)?;
         let mut lora = GpuExpertLora::new(gpu, &layout, self.hidden, self.width)?;
         let parameter = gpu.of(&narrow(&parameter))?;
         lora.refresh(&parameter)?;
@@ -178,6 +204,9 @@ impl Case {
         let mut d_lora = gpu.of(&narrow(&halves(&d_lora_wide)))?;
         let gradients =
             Gradients { x: Some((&mut d_x, true)), weights: &mut d_weights, lora: lora.map(|_| &mut d_lora) };
+        // By way of what a repeated pass keeps, as a step does it.
+        drop(kept);
+        let kept = call.forward_again(&x)?;
         call.backward(&x, &kept, &d_out, gradients)?;
         let more = |values: &[f64]| values.iter().map(|value| 1.5 * value).collect::<Vec<_>>();
         checks.compare("gradient of x", &d_x, &more(&gradient.x), BF16_GRADIENT)?;

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{BF16, BF16_GRADIENT, Checks, Sizes};
+use super::{BF16, BF16_GRADIENT, Checks, EXACT, Sizes};
 use crate::Result;
 use crate::dropout::Dropout;
 use crate::gemm::Accumulate;
@@ -53,6 +53,9 @@ fn small() -> Vec<Case> {
         case([300, 192, 129, 20], Double, Fused, false, true),
         case([9, 64, 72, 70], Nf4, Fused, false, true),
         case([520, 16, 24, 16], Bf16, Copied, false, false),
+        // Whole tiles.
+        case([128, 128, 128, 16], Bf16, Copied, false, true),
+        case([128, 128, 128, 64], Nf4, Fused, false, true),
     ]
 }
 
@@ -73,7 +76,24 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
         checks.case(format!("{case:?}"));
         one(checks, case)?;
     }
-    Ok(())
+    nothing(checks)
+}
+
+/// No rows at all are no error, and leave gradients as they were.
+fn nothing(checks: &mut Checks<'_>) -> Result<()> {
+    checks.case("linear of nothing");
+    let gpu = checks.gpu.clone();
+    let weight = GpuWeight::bf16(gpu.zeros(16 * 8)?, 16, 8)?;
+    let linear = GpuLinear { weight, bias: None };
+    let lora = GpuLora { a: gpu.zeros(4 * 8)?, b: gpu.zeros(16 * 4)?, rank: 4, scale: 1.0, dropout: None };
+    let none = || gpu.empty::<bf16>(0);
+    let down = linear.forward_by(Reading::Copied, &none()?, 0, Some(&lora), Out::Bf16(&mut none()?))?;
+    let ((a, a_before), (b, b_before)) = (checks.f32(4 * 8)?, checks.f32(16 * 4)?);
+    let mut gradients = GpuLoraGradients { a, b };
+    let update = down.as_ref().map(|down| (&lora, down, &mut gradients));
+    linear.backward_by(Reading::Copied, &none()?, &none()?, 0, update, Some((&mut none()?, Accumulate::Overwrite)))?;
+    checks.compare("gradient of A", &gradients.a, &a_before, EXACT)?;
+    checks.compare("gradient of B", &gradients.b, &b_before, EXACT)
 }
 
 /// A weight on the GPU, and its values as products get them.

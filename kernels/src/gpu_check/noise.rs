@@ -7,7 +7,7 @@ use crate::Result;
 use crate::dropout::splitmix;
 use crate::noise::{add_rows, random_bytes, uniform, uniform_bf16};
 
-const COUNTS: [usize; 4] = [1, 8, 13, 4099];
+const COUNTS: [usize; 5] = [1, 8, 13, 4096, 4099];
 
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
     for count in COUNTS {
@@ -33,5 +33,7 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
         add_rows(&mut x, &checks.gpu.of(&magnitudes)?, key)?;
         checks.compare("added to rows", &x, &expected, EXACT)?;
     }
-    Ok(())
+    checks.case("noise, no values");
+    uniform_bf16(checks.gpu, 0, 0.02, 1)?;
+    random_bytes(checks.gpu, 0, 100..=150, 1).map(drop)
 }

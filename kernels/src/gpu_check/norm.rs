@@ -11,18 +11,21 @@ use crate::self_test::values::narrow;
 
 const EPSILON: f32 = 1e-6;
 
-const SMALL: [(usize, usize); 9] =
-    [(1, 1), (3, 7), (2, 8), (5, 72), (2, 1033), (3, 1000), (5, 2048), (2, 2056), (1, 4104)];
+/// Rows of every kernel's greatest width, and of one value more.
+const SMALL: [(usize, usize); 11] =
+    [(1, 1), (3, 7), (2, 8), (5, 72), (2, 1033), (3, 1000), (5, 2048), (2, 2056), (1, 4104), (1, 8192), (1, 4096)];
 const REAL: [(usize, usize); 3] = [(65, 2048), (9, 4096), (9, 2049)];
 
 /// Key heads, value heads, their sizes, tokens.
-const SMALL_HEADS: [([usize; 4], usize); 6] = [
+const SMALL_HEADS: [([usize; 4], usize); 7] = [
     ([1, 1, 4, 8], 1),
     ([2, 4, 8, 32], 7),
     ([2, 2, 16, 128], 9),
     ([1, 3, 4, 24], 5),
     ([2, 4, 3, 5], 6),
     ([1, 2, 8, 256], 3),
+    // Whole blocks of heads.
+    ([2, 4, 16, 128], 8),
 ];
 const REAL_HEADS: [([usize; 4], usize); 1] = [([16, 32, 128, 128], 100)];
 
@@ -40,7 +43,20 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<()> {
         checks.case(format!("gated norm {tokens} x {groups:?}"));
         gated(checks, &groups, tokens)?;
     }
-    Ok(())
+    nothing(checks)
+}
+
+/// No rows at all are no error.
+fn nothing(checks: &mut Checks<'_>) -> Result<()> {
+    checks.case("norms of nothing");
+    let none = || checks.gpu.empty::<bf16>(0);
+    let norm = GpuNorm::of(checks.gpu, &[1.0; 16], Kind::Plain, EPSILON)?;
+    norm.forward(&none()?, &mut none()?)?;
+    norm.backward(&none()?, &none()?, None, &mut none()?)?;
+    let groups = HeadGroups { key_heads: 1, value_heads: 2, key_dim: 8, value_dim: 8 };
+    let norm = GpuGatedNorm::of(checks.gpu, &[1.0; 8], &groups, EPSILON)?;
+    norm.forward(&none()?, &none()?, &mut none()?)?;
+    norm.backward(&none()?, &none()?, &none()?, &mut none()?, &mut none()?)
 }
 
 /// `x + y` as a GPU has it.

@@ -10,7 +10,7 @@ use crate::self_test::values::narrow;
 use crate::{Documents, GpuDocuments, Result};
 
 /// Heads, values of one, values to the next, values that turn; lengths of documents.
-const SMALL: [([usize; 4], &[usize]); 9] = [
+const SMALL: [([usize; 4], &[usize]); 11] = [
     ([1, 2, 2, 2], &[3]),
     ([3, 6, 9, 4], &[2, 1, 3]),
     ([2, 37, 80, 10], &[4, 1]),
@@ -20,6 +20,9 @@ const SMALL: [([usize; 4], &[usize]); 9] = [
     ([2, 128, 128, 128], &[9]),
     ([3, 256, 512, 64], &[3, 4]),
     ([1, 128, 129, 128], &[2]),
+    // Whole blocks of heads: 16 of 128 values, 32 of 64.
+    ([16, 128, 128, 64], &[1, 1]),
+    ([8, 64, 128, 64], &[1; 8]),
 ];
 const REAL: [([usize; 4], &[usize]); 3] =
     [([16, 256, 512, 64], &[100, 1, 155]), ([2, 256, 256, 64], &[511]), ([32, 128, 128, 128], &[77, 123])];

@@ -1,9 +1,10 @@
 //! The choice of experts, their weights and the way back, the order of rows, and the load-balancing loss.
 
 use super::{BF16_GRADIENT, Checks, EXACT, F32, Sizes};
-use crate::Result;
-use crate::moe::{Balance, GpuRouting, LoadSums, Routing, reference};
+use crate::gpu::Buffer;
+use crate::moe::{Balance, ExpertUse, GpuRouting, LayerUse, LoadSums, Routing, reference};
 use crate::self_test::values::{narrow, wide};
+use crate::{Error, Result};
 
 /// Tokens, experts, choices.
 const SMALL: [(usize, usize, usize); 7] =
@@ -66,6 +67,7 @@ fn compare(checks: &mut Checks<'_>, logits: &[f32], experts: usize, per_token: u
     checks.compare("choices of experts", &sums.counts, &counts, EXACT)?;
     checks.compare("shares of experts", &found, &shares, F32)?;
     checks.compare("load-balancing loss", &loss, &[2.0 * reference::aux_loss(&logits, &shares, &real)], F32)?;
+    compare_use(checks, &routing, &on_gpu, &logits, &counts, &real)?;
     if experts > 1 {
         let factor = 0.7f32;
         let balance = Balance { shares: &found, valid: Some(&valid), factor };
@@ -78,6 +80,35 @@ fn compare(checks: &mut Checks<'_>, logits: &[f32], experts: usize, per_token: u
         }
     }
     Ok(())
+}
+
+/// The second of three layers, counted twice; the others stay empty.
+fn compare_use(
+    checks: &mut Checks<'_>,
+    routing: &GpuRouting,
+    on_gpu: &Buffer<f32>,
+    logits: &[f64],
+    counts: &[f64],
+    real: &[f64],
+) -> Result<()> {
+    let experts = routing.experts();
+    let valid = checks.gpu.of(&narrow(real))?;
+    let mut uses = ExpertUse::new(checks.gpu, 3, experts)?;
+    uses.add(1, routing, on_gpu, Some(&valid))?;
+    uses.add(1, routing, on_gpu, Some(&valid))?;
+    let found = uses.take()?;
+    let entropy = |(row, real): (&[f64], &f64)| real * reference::entropy(row);
+    let expected = 2.0 * logits.chunks(experts).zip(real).map(entropy).sum::<f64>();
+    checks.compare_values("tokens of experts", &found[1].tokens, counts, EXACT);
+    if experts > 1 {
+        checks.compare_values("entropy of routers", &[found[1].entropy], &[expected], F32);
+    }
+    let empty = |layer: &LayerUse| layer.entropy == 0.0 && layer.tokens.iter().all(|tokens| *tokens == 0);
+    let others = [0, 2].into_iter().all(|layer| empty(&found[layer]));
+    if others && uses.take()?.iter().all(empty) {
+        return Ok(());
+    }
+    Err(Error::invalid("moe", "the use of experts is counted in other layers, or twice"))
 }
 
 fn compare_order(checks: &mut Checks<'_>, expected: &Routing, found: &GpuRouting) -> Result<()> {

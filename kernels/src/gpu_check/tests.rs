@@ -18,14 +18,30 @@ fn products_hold_with_the_vendors_library_too() {
 
 /// Runs a family in two orders of threads and blocks: everything holds, and not a bit depends on the order.
 fn holds(name: &str) {
+    holds_on(name, Gpu::emulated);
+}
+
+fn holds_on(name: &str, gpu: fn(u64) -> Gpu) {
     let family = FAMILIES.iter().find(|family| family.name == name).expect("a family of that name");
-    let run = |order| family.run(&Gpu::emulated(order), Sizes::Small, 17).unwrap();
+    let run = |order| family.run(&gpu(order), Sizes::Small, 17).unwrap();
     let first = run(0);
     assert!(!first.is_empty(), "{name} compares nothing");
     let wrong: Vec<_> = first.iter().filter(|check| !check.holds()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     let digests = |checks: &[Check]| checks.iter().map(|check| check.digest).collect::<Vec<_>>();
     assert_eq!(digests(&first), digests(&run(1)), "{name}: another order of threads gives other bits");
+}
+
+/// What is computed in another way on an H100 or H200.
+#[test]
+fn products_hold_with_the_instructions_of_hopper_too() {
+    let hopper = |order| {
+        Gpu::emulated_as(order, |facts| {
+            (facts.capability, facts.shared_per_block) = ((9, 0), 227 << 10);
+            facts.shared_per_multiprocessor = 228 << 10;
+        })
+    };
+    holds_on("experts", hopper);
 }
 
 macro_rules! families {

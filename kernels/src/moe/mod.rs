@@ -21,7 +21,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
 pub use experts::{Expert, ExpertLora, ExpertLoraLayout, ExpertProjection, ExpertRanks};
-pub use gpu::{Balance, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting, Gradients, Kept, LoadSums};
+pub use gpu::{
+    Balance, Cores, ExpertUse, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting, Gradients, Kept, LayerUse, LoadSums,
+};
 pub use router::{aux_loss, routing_weights};
 pub use routing::Routing;
 

@@ -182,6 +182,11 @@ pub fn routing_weights_backward(
     gradient
 }
 
+/// `-Σ_e p_e ln p_e` of the softmax of one token's logits.
+pub fn entropy(logits: &[f64]) -> f64 {
+    softmax(logits).into_iter().filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum()
+}
+
 /// `Σ_t valid_t Σ_e share_e · softmax(logits_t)_e`.
 pub fn aux_loss(logits: &[f64], shares: &[f64], valid: &[f64]) -> f64 {
     let row = |(row, valid): (&[f64], &f64)| -> f64 {

@@ -5,7 +5,7 @@ use half::bf16;
 use super::{BLOCK, NESTED_BLOCK, Nf4Matrix, OP, Scales, count, dynamic_map};
 use crate::Result;
 use crate::dropout::splitmix;
-use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel, Shape};
 use crate::noise::random_bytes;
 
 const DECODE: Kernel = Kernel::new("nf4_decode", "const u8*, const f32*, bf16*, u64");
@@ -106,6 +106,25 @@ impl GpuNf4 {
 
     pub(super) fn from_parts(rows: usize, columns: usize, packed: Buffer<u8>, scales: GpuScales) -> Self {
         Self { rows, columns, packed, scales }
+    }
+
+    pub(crate) fn parts(&self) -> (&Buffer<u8>, &GpuScales) {
+        (&self.packed, &self.scales)
+    }
+
+    /// Everything that its values follow from.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        let packed = FrozenPart::of("packed", &self.packed);
+        match &self.scales {
+            GpuScales::Plain(absmax) => vec![packed, FrozenPart::of("absmax", absmax)],
+            GpuScales::Double { codes, nested, map, offset } => vec![
+                packed,
+                FrozenPart::of("codes", codes),
+                FrozenPart::of("nested", nested),
+                FrozenPart::of("map", map),
+                FrozenPart::Number("offset", *offset),
+            ],
+        }
     }
 
     /// Number of rows.

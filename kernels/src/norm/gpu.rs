@@ -7,7 +7,7 @@ use half::bf16;
 use super::Kind;
 use crate::Result;
 use crate::gpu::rows::{RowKernels, Rows, address};
-use crate::gpu::{Argument, Buffer, Gpu, Kernel};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel};
 
 pub use gated::GpuGatedNorm;
 
@@ -47,6 +47,11 @@ impl GpuNorm {
     /// A norm with this weight, as long as a row.
     pub fn of(gpu: &Gpu, weight: &[f32], kind: Kind, epsilon: f32) -> Result<Self> {
         Ok(Self { scale: scale(gpu, weight, kind)?, epsilon })
+    }
+
+    /// Everything that it knows.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        vec![FrozenPart::of("scale", &self.scale)]
     }
 
     /// Values of a row.

@@ -6,7 +6,7 @@ use super::{GATE, HeadNorm, HeadShape, PREPARE, RopeTable};
 use crate::gpu::heads::{HeadKernels, Heads};
 use crate::gpu::pairs::{self, Layout, Pairs};
 use crate::gpu::rows::{address, count};
-use crate::gpu::{Argument, Buffer, Gpu, Kernel};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel};
 use crate::norm;
 use crate::{Error, GpuDocuments, Result};
 
@@ -77,6 +77,11 @@ impl GpuHeadNormRope {
             return Err(Error::shape(PREPARE, "norm weight", shape.head_dim, norm.weight.len()));
         }
         Ok(Self { shape, scale: Some(norm::scale(gpu, &norm.weight, norm.kind)?), epsilon: norm.epsilon })
+    }
+
+    /// Everything that it knows; nothing where there is no norm.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        self.scale.iter().map(|scale| FrozenPart::of("scale", scale)).collect()
     }
 
     /// Where the heads lie.

@@ -231,31 +231,33 @@ DEVICE void step_unit(const Tensor& tensor, const Moments& moments, uint64_t uni
     }
 }
 
-// A block takes `share` units in a row, its warps one after another.
-template <class Moments>
-DEVICE void step_all(global<const uint64_t> table, global<const uint32_t> first, int tensors, global<const float> prepared,
-                     const Moments& moments, const Step& step, uint32_t share) {
-    uint32_t units = first[tensors], begin = blockIdx.x * share;
-    uint32_t end = min(units, begin + share), unit = begin + threadIdx.x / 32;
+// A block takes `share` units in a row, its warps one after another: `begin` reads a tensor, and `each` has one of its units and
+// where that begins in it.
+template <class Begin, class Each>
+DEVICE void for_units(global<const uint32_t> first, int tensors, uint32_t share, Begin begin, Each each) {
+    uint32_t units = first[tensors], from = blockIdx.x * share;
+    uint32_t end = min(units, from + share), unit = from + threadIdx.x / 32;
     if (unit >= end) return;
     TensorCursor cursor{first, 0, 0, 0};
     cursor.find(unit, tensors);
-    Tensor tensor;
-    float4 rates = {};
     for (bool another = true; unit < end; unit += WARPS, another = unit < end && cursor.go_on(unit)) {
-        if (another) {
-            tensor.read(table, cursor.tensor);
-            rates = load<float4>(prepared + 4 * cursor.tensor);
-        }
-        if (rates.w == 0.0f) continue;
-        step_unit(tensor, moments, unit, uint64_t(unit - cursor.begin) * UNIT, step, {rates.x, rates.y, rates.z});
+        if (another) begin(cursor.tensor);
+        each(unit, uint64_t(unit - cursor.begin) * UNIT);
     }
 }
 
-DEVICE double as_double(uint64_t bits) {
-    double value;
-    memcpy(&value, &bits, 8);
-    return value;
+template <class Moments>
+DEVICE void step_all(global<const uint64_t> table, global<const uint32_t> first, int tensors, global<const float> prepared,
+                     const Moments& moments, const Step& step, uint32_t share) {
+    Tensor tensor;
+    float4 rates = {};
+    auto begin = [&](int number) {
+        tensor.read(table, number);
+        rates = load<float4>(prepared + 4 * number);
+    };
+    for_units(first, tensors, share, begin, [&](uint32_t unit, uint64_t offset) {
+        if (rates.w != 0.0f) step_unit(tensor, moments, unit, offset, step, {rates.x, rates.y, rates.z});
+    });
 }
 
 }  // namespace
@@ -305,16 +307,10 @@ KERNEL(adamw_blockwise)
 // Only the bf16 copies of all parameters.
 extern "C" __global__ void __launch_bounds__(256)
     adamw_copies(global<const uint64_t> table, global<const uint32_t> first, int tensors, uint32_t share) {
-    uint32_t units = first[tensors], begin = blockIdx.x * share;
-    uint32_t end = min(units, begin + share), unit = begin + threadIdx.x / 32;
-    if (unit >= end) return;
-    TensorCursor cursor{first, 0, 0, 0};
-    cursor.find(unit, tensors);
     Tensor tensor;
-    for (bool another = true; unit < end; unit += WARPS, another = unit < end && cursor.go_on(unit)) {
-        if (another) tensor.read(table, cursor.tensor);
-        if (!tensor.copy) continue;
-        uint64_t offset = uint64_t(unit - cursor.begin) * UNIT;
+    auto begin = [&](int number) { tensor.read(table, number); };
+    for_units(first, tensors, share, begin, [&](uint32_t, uint64_t offset) {
+        if (!tensor.copy) return;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int at = half * 128 + 4 * lane();
@@ -322,6 +318,6 @@ extern "C" __global__ void __launch_bounds__(256)
             load_four(four, tensor.parameter + offset, at, tensor.left(offset), tensor.wide);
             store_copy(tensor.copy + offset, four, at, tensor.left(offset), tensor.wide);
         }
-    }
+    });
 }
 KERNEL(adamw_copies)

@@ -1,41 +1,60 @@
-//! The state taken out and put back, bit by bit: a run can go on here or on the CPU.
+//! The state taken out and put back, part by part and bit by bit: a run can go on here or on the CPU.
 
 use std::ops::Range;
 
-use super::super::Moments as HostMoments;
 use super::{GpuAdamW, MOMENT_BLOCK, Moments, OP};
 use crate::gpu::{Buffer, Element};
 use crate::nf4::DynamicMap;
 use crate::{Error, Result};
 
-/// What the optimiser knows about a tensor.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TensorState {
-    /// Its moments.
-    pub moments: HostMoments,
-    /// How often it was updated.
-    pub updates: u64,
+/// A part of the moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MomentPart {
+    /// Mean of the gradients, or its 8-bit codes.
+    First,
+    /// Mean of the squared gradients, or its 8-bit codes.
+    Second,
+    /// Scales of the blocks of 8-bit first moments.
+    FirstScale,
+    /// Scales of the blocks of 8-bit second moments.
+    SecondScale,
 }
 
-/// Where values of a tensor lie among those of all, in units of a moment that has `per_unit` of them each.
-fn place(unit: usize, count: usize, per_unit: usize) -> Range<usize> {
-    let begin = unit * per_unit;
-    begin..begin + if per_unit == 1 { count.div_ceil(MOMENT_BLOCK) } else { count }
+/// The values of a part, those of one tensor behind those of the other.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MomentValues {
+    /// Moments in 32 bits, or scales.
+    Floats(Vec<f32>),
+    /// Moments in 8 bits.
+    Codes(Vec<u8>),
+}
+
+/// Where a part is, with what stands between tensors.
+enum Stored<'a> {
+    Floats(&'a Buffer<f32>),
+    Codes(&'a Buffer<u8>, u8),
 }
 
 /// The values of some tensors, by the place that each one has in the buffer. One download.
-fn take<T: Element>(from: &Buffer<T>, places: &[Range<usize>]) -> Result<Vec<Vec<T>>> {
+fn take<T: Element>(from: &Buffer<T>, places: &[Range<usize>]) -> Result<Vec<T>> {
     let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(Vec::new()) };
     let all = from.part(first.start..last.end)?.download()?;
-    Ok(places.iter().map(|place| all[place.start - first.start..place.end - first.start].to_vec()).collect())
+    Ok(places.iter().flat_map(|place| &all[place.start - first.start..place.end - first.start]).copied().collect())
 }
 
 /// Puts the values of some tensors where they belong, and `rest` between them. One upload.
-fn put<T: Element>(into: &Buffer<T>, places: &[Range<usize>], values: &[&[T]], rest: T) -> Result<()> {
+fn put<T: Element>(into: &Buffer<T>, places: &[Range<usize>], values: &[T], rest: T) -> Result<()> {
+    let expected: usize = places.iter().map(Range::len).sum();
+    if values.len() != expected {
+        return Err(Error::shape(OP, "state", expected, values.len()));
+    }
     let (Some(first), Some(last)) = (places.first(), places.last()) else { return Ok(()) };
     let mut all = vec![rest; last.end - first.start];
-    for (place, values) in places.iter().zip(values) {
-        all[place.start - first.start..place.end - first.start].copy_from_slice(values);
+    let mut values = values;
+    for place in places {
+        let (own, others) = values.split_at(place.len());
+        all[place.start - first.start..place.end - first.start].copy_from_slice(own);
+        values = others;
     }
     into.part(first.start..last.end)?.upload(&all)
 }
@@ -43,78 +62,71 @@ fn put<T: Element>(into: &Buffer<T>, places: &[Range<usize>], values: &[&[T]], r
 // === impl GpuAdamW ===
 
 impl GpuAdamW {
-    fn places(&self, tensors: &Range<usize>, per_unit: usize) -> Vec<Range<usize>> {
-        let place = |tensor: usize| place(self.first.first(tensor), self.parameters[tensor].values.len(), per_unit);
-        tensors.clone().map(place).collect()
-    }
-
-    fn check(&self, tensors: &Range<usize>) -> Result<()> {
+    /// Where the values of some tensors are in a part.
+    fn places(&self, part: MomentPart, tensors: &Range<usize>) -> Result<Vec<Range<usize>>> {
         if tensors.start > tensors.end || tensors.end > self.len() {
             return Err(Error::shape(OP, "tensors", 0..self.len(), tensors));
         }
-        Ok(())
-    }
-
-    /// The state of some tensors, in their order.
-    pub fn state(&self, tensors: Range<usize>) -> Result<Vec<TensorState>> {
-        self.check(&tensors)?;
-        let (values, scales) = (self.places(&tensors, MOMENT_BLOCK), self.places(&tensors, 1));
-        let moments: Vec<HostMoments> = match &self.moments {
-            Moments::Full { m, v } => {
-                let moments = take(m, &values)?.into_iter().zip(take(v, &values)?);
-                moments.map(|(m, v)| HostMoments::Full { m, v }).collect()
-            }
-            Moments::Blockwise { m, m_scale, v, v_scale, .. } => {
-                let first = take(m, &values)?.into_iter().zip(take(m_scale, &scales)?);
-                let second = take(v, &values)?.into_iter().zip(take(v_scale, &scales)?);
-                let all = first.zip(second);
-                all.map(|((m, m_scale), (v, v_scale))| HostMoments::Blockwise { m, m_scale, v, v_scale }).collect()
+        let is_scale = matches!(part, MomentPart::FirstScale | MomentPart::SecondScale);
+        let place = |tensor: usize| {
+            let (unit, count) = (self.first.first(tensor), self.parameters[tensor].values.len());
+            match is_scale {
+                true => unit..unit + count.div_ceil(MOMENT_BLOCK),
+                false => unit * MOMENT_BLOCK..unit * MOMENT_BLOCK + count,
             }
         };
-        let updates = self.updates.part(tensors)?.download()?;
-        Ok(moments.into_iter().zip(updates).map(|(moments, updates)| TensorState { moments, updates }).collect())
+        Ok(tensors.clone().map(place).collect())
     }
 
-    /// Puts back the state of as many tensors from `first` on. Values and their copies are the caller's.
-    pub fn set_state(&mut self, first: usize, states: &[TensorState]) -> Result<()> {
-        let tensors = first..first + states.len();
-        self.check(&tensors)?;
-        for (state, parameter) in states.iter().zip(&self.parameters[tensors.clone()]) {
-            state.moments.check(parameter.values.len())?;
+    /// Where a part is; nothing where moments in 32 bits have no scales.
+    fn stored(&self, part: MomentPart) -> Option<Stored<'_>> {
+        Some(match (&self.moments, part) {
+            (Moments::Full { m, .. }, MomentPart::First) => Stored::Floats(m),
+            (Moments::Full { v, .. }, MomentPart::Second) => Stored::Floats(v),
+            (Moments::Full { .. }, _) => return None,
+            (Moments::Blockwise { m, .. }, MomentPart::First) => Stored::Codes(m, DynamicMap::signed().nearest(0.0)),
+            (Moments::Blockwise { v, .. }, MomentPart::Second) => Stored::Codes(v, DynamicMap::unsigned().nearest(0.0)),
+            (Moments::Blockwise { m_scale, .. }, MomentPart::FirstScale) => Stored::Floats(m_scale),
+            (Moments::Blockwise { v_scale, .. }, MomentPart::SecondScale) => Stored::Floats(v_scale),
+        })
+    }
+
+    /// How many values of a part some tensors have.
+    pub fn moment_count(&self, part: MomentPart, tensors: Range<usize>) -> Result<usize> {
+        let places = self.places(part, &tensors)?;
+        Ok(if self.stored(part).is_some() { places.iter().map(Range::len).sum() } else { 0 })
+    }
+
+    /// A part of the moments of some tensors.
+    pub fn moments(&self, part: MomentPart, tensors: Range<usize>) -> Result<MomentValues> {
+        let places = self.places(part, &tensors)?;
+        Ok(match self.stored(part) {
+            Some(Stored::Floats(buffer)) => MomentValues::Floats(take(buffer, &places)?),
+            Some(Stored::Codes(buffer, _)) => MomentValues::Codes(take(buffer, &places)?),
+            None => MomentValues::Floats(Vec::new()),
+        })
+    }
+
+    /// Puts back a part of the moments of some tensors. Values and their copies are the caller's.
+    pub fn set_moments(&mut self, part: MomentPart, tensors: Range<usize>, values: &MomentValues) -> Result<()> {
+        let places = self.places(part, &tensors)?;
+        match (self.stored(part), values) {
+            (Some(Stored::Floats(buffer)), MomentValues::Floats(values)) => put(buffer, &places, values, 0.0),
+            (Some(Stored::Codes(buffer, rest)), MomentValues::Codes(values)) => put(buffer, &places, values, rest),
+            (None, MomentValues::Floats(values)) if values.is_empty() => Ok(()),
+            _ => Err(Error::invalid(OP, "moments of another kind")),
         }
-        let (values, scales) = (self.places(&tensors, MOMENT_BLOCK), self.places(&tensors, 1));
-        let other = || Error::invalid(OP, "moments of another kind");
-        match &self.moments {
-            Moments::Full { m, v } => {
-                let (mut first, mut second) = (Vec::new(), Vec::new());
-                for state in states {
-                    let HostMoments::Full { m, v } = &state.moments else { return Err(other()) };
-                    first.push(&m[..]);
-                    second.push(&v[..]);
-                }
-                put(m, &values, &first, 0.0)?;
-                put(v, &values, &second, 0.0)?;
-            }
-            Moments::Blockwise { m, m_scale, v, v_scale, .. } => {
-                let (mut first, mut second) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
-                for state in states {
-                    let HostMoments::Blockwise { m, m_scale, v, v_scale } = &state.moments else {
-                        return Err(other());
-                    };
-                    first.0.push(&m[..]);
-                    first.1.push(&m_scale[..]);
-                    second.0.push(&v[..]);
-                    second.1.push(&v_scale[..]);
-                }
-                put(m, &values, &first.0, DynamicMap::signed().nearest(0.0))?;
-                put(m_scale, &scales, &first.1, 0.0)?;
-                put(v, &values, &second.0, DynamicMap::unsigned().nearest(0.0))?;
-                put(v_scale, &scales, &second.1, 0.0)?;
-            }
-        }
-        let updates: Vec<u64> = states.iter().map(|state| state.updates).collect();
-        self.updates.part(tensors)?.upload(&updates)?;
-        self.corrections.reach(updates.into_iter().max().unwrap_or(0));
+    }
+
+    /// How often each of some tensors was updated.
+    pub fn updates(&self, tensors: Range<usize>) -> Result<Vec<u64>> {
+        self.updates.part(tensors)?.download()
+    }
+
+    /// Puts back how often tensors were updated, from number `first` on.
+    pub fn set_updates(&mut self, first: usize, updates: &[u64]) -> Result<()> {
+        self.updates.part(first..first + updates.len())?.upload(updates)?;
+        self.corrections.reach(updates.iter().copied().max().unwrap_or(0));
         Ok(())
     }
 }

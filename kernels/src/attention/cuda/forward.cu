@@ -138,7 +138,7 @@ template <int WIDTH, int ROWS, int KEYS, int WARPS> DEVICE void attend(const Att
         if (key + KEYS < ROWS) copy_rows<WIDTH, KEYS, THREADS>(keys, k, first + key + KEYS);
         commit_async();
         if (!any) continue;
-        if (key < starts[own + 16 * M - 1] || key + KEYS - 1 > own) hide(scores, starts, own, key);
+        if (key < starts[own + 16 * M - 1] || key + KEYS - 1 > own) hide<false>(scores, starts, own, key);
         rebase(scores, sums, top, total, given.scale);
         soften(scores, top, total, given.scale);
         multiply_weights<WIDTH>(sums, scores, values, of_values);

@@ -25,27 +25,6 @@ struct Attention {
     float scale;
 };
 
-// Removes what a query does not see: keys behind it, and those of documents before. Queries and ends count from the block's
-// first key on.
-template <int M, int N> DEVICE void hide_keys(float (&scores)[M][N][4], shared<const int> ends, int key, int query) {
-    int lane = lane_index(), group = lane / 4, pair = lane % 4 * 2;
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int row = key + 16 * m + 8 * i + group, end = ends[row];
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    int at = query + 8 * n + pair + j;
-                    if (at < row || at >= end) scores[m][n][2 * i + j] = -INFINITY;
-                }
-            }
-        }
-    }
-}
-
 // Scores become weights, and gradients of weights those of scores.
 template <int M, int N>
 DEVICE void differentiate(float (&scores)[M][N][4], float (&changes)[M][N][4], shared<const float> log_sums,
@@ -170,7 +149,7 @@ template <int WIDTH, int KEYS, int ROWS, int WARPS, int ACROSS, int DOWN> DEVICE
         // Whether the last of the warp's keys is not behind its first query, and its last query not behind a document.
         int seen_to = query + column + 8 * N;
         if (query + column < key + 16 * M - 1 || ends[key] < seen_to || ends[key + 16 * M - 1] < seen_to) {
-            hide_keys(scores, ends, key, query + column);
+            hide<true>(scores, ends, key, query + column);
         }
         differentiate(scores, changes, log_sums + column, deltas + column, given.scale * LOG2_E);
         store_tile<ROWS>(weights, key, column, scores);

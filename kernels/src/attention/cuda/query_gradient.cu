@@ -112,7 +112,7 @@ template <int WIDTH, int ROWS, int KEYS, int WARPS> DEVICE void change_queries(c
             float scores[M][N][4];
             clear(scores);
             multiply_rows<WIDTH>(scores, queries + own * WIDTH, of_rows, keys, of_keys);
-            if (key < starts[own + 16 * M - 1] || key + KEYS - 1 > own) hide(scores, starts, own, key);
+            if (key < starts[own + 16 * M - 1] || key + KEYS - 1 > own) hide<false>(scores, starts, own, key);
             differentiate(scores, changes, log_sums + own, global<const float>(deltas), given.scale * LOG2_E);
             multiply_weights<WIDTH>(sums, scores, keys, of_rows);
         }

@@ -34,6 +34,7 @@ struct DroppedAlong : gemm::AlongK<Down, Down::M, gemm::ListedRows> {
 
     DEVICE uint32_t changed(uint32_t pair, int outer, int k) const {
         if (mask.dropout.threshold == 0) return pair;
+        // Not `kept`: two masks at a time are more registers than there are.
         return (mask.keeps(first + outer, k) ? pair & 0xffffu : 0) | (mask.keeps(first + outer, k + 1) ? pair & 0xffff0000u : 0);
     }
 };
@@ -49,7 +50,7 @@ struct DroppedAcross : gemm::AcrossK<ForA, ForA::N, gemm::ListedRows> {
 
     DEVICE uint32_t changed(uint32_t pair, int outer, int k) const {
         if (mask.dropout.threshold == 0) return pair;
-        return (mask.keeps(k, first + outer) ? pair & 0xffffu : 0) | (mask.keeps(k + 1, first + outer) ? pair & 0xffff0000u : 0);
+        return kept(pair, mask.keeps(k, first + outer), mask.keeps(k + 1, first + outer));
     }
 };
 

@@ -10,53 +10,35 @@
 // warp's are in a row for each chunk, 232 if one warp did all. dV^T goes out through shared memory, 16 bytes a thread.
 // 94 KB at W = 32, of which one block fits everywhere; 122 KB at W = 64. At 8k tokens 38 GFLOP, 0.4 GB of reads that mostly
 // hit L2, and 0.2 GB of writes: 0.15 ms of an H200 are expected.
-#include "delta_tiles.h"
+#include "delta_walk.h"
 
 namespace {
 
 using namespace delta;
 
-template <int DK, int W> struct Sizes {
-    static constexpr int HALF = DK / 2;
-    static constexpr int WARPS = W / 8;
-    static constexpr int THREADS = 32 * WARPS;
-};
+template <int W> constexpr int THREADS = 32 * STATE_WARPS<W>;
 
-template <int DK, int W> struct Tiles {
-    shared<bf16> k, q, solution, weights, outputs, values;
-    shared<float> exchange, factors;
+// A block's own memory.
+template <int DK, int W> struct Tiles : WalkTiles<DK, W> {
+    shared<bf16> outputs, values;
 
-    DEVICE explicit Tiles(shared<bf16> memory) {
-        k = memory;
-        q = k + 2 * CHUNK * DK;
-        solution = q + CHUNK * DK;
-        weights = solution + CHUNK * CHUNK;
-        outputs = weights + CHUNK * CHUNK;
+    DEVICE explicit Tiles(shared<bf16> memory) : WalkTiles<DK, W>(memory) {
+        outputs = this->own;
         values = outputs + 2 * CHUNK * W;
-        exchange = as<float>(values + W * CHUNK);
-        factors = exchange + Sizes<DK, W>::WARPS * 1024;
     }
-    DEVICE shared<bf16> k_of(int chunk) const { return k + chunk % 2 * (CHUNK * DK); }
     DEVICE shared<bf16> outputs_of(int chunk) const { return outputs + chunk % 2 * (CHUNK * W); }
-    DEVICE shared<float> factors_of(int chunk) const { return factors + chunk % 2 * (CHUNK * FACTORS); }
 };
 
-struct Sources {
-    global<const bf16> qkv, solution, weights, outputs;
-    global<const float> factors;
+struct Sources : WalkSources {
+    global<const bf16> outputs;
 };
 
-template <int DK, int W> struct Walker {
-    static constexpr int HALF = Sizes<DK, W>::HALF;
-    // dS^T, and dN^T or dV^T of all 64 tokens.
-    float state[HALF / 8][4];
-    float part[8][4];
-    int warp, half, column;
+// Half of dS^T, and what a warp does with it; the part is dN^T or dV^T.
+template <int DK, int W> struct Walker : HalfState<DK, W> {
+    using Half = HalfState<DK, W>;
+    using Half::column, Half::half, Half::HALF, Half::part, Half::state, Half::warp;
 
-    DEVICE explicit Walker(int warp) : warp(warp), half(warp % 2), column(warp / 2 * 16) {
-        clear(state);
-        clear(part);
-    }
+    DEVICE explicit Walker(int warp) : Half(warp) {}
 
     DEVICE void save_state(const Lane& lane, const Walk& where, global<bf16> to) {
 #pragma unroll
@@ -76,16 +58,7 @@ template <int DK, int W> struct Walker {
     DEVICE void written_part(const Tiles<DK, W>& tiles, const Lane& lane, int chunk, bool last) {
         clear(part);
         if (!last) {
-#pragma unroll
-            for (int step = 0; step < HALF / 16; step++) {
-                uint32_t a[4], b[4];
-                as_left(a, state[2 * step], state[2 * step + 1]);
-#pragma unroll
-                for (int n = 0; n < 8; n += 2) {
-                    right<DK>(b, tiles.k_of(chunk), lane, half * HALF + 16 * step, 8 * n);
-                    two_products(part[n], part[n + 1], a, b);
-                }
-            }
+            this->multiply_keys(tiles.k_of(chunk), lane);
             shared<float> factors = tiles.factors_of(chunk) + (2 * lane.place * FACTORS + KEEP);
 #pragma unroll
             for (int n = 0; n < 8; n++) {
@@ -105,27 +78,18 @@ template <int DK, int W> struct Walker {
                 two_products(part[2 * n], part[2 * n + 1], a, b);
             }
         }
-        shared<float> own = tiles.exchange + (warp * 1024 + lane.number * 4);
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            float4 four = {part[n][0], part[n][1], part[n][2], part[n][3]};
-            store(own + n * 128, four);
-        }
+        this->give_part(tiles.exchange, lane);
     }
 
-    // dV^T, which both halves compute, and half of it into shared memory.
+    // dV^T, which both halves compute, and half of it into shared memory. dN is rounded wherever it goes, as X is on the way
+    // forward and for the same reason.
     DEVICE void solve(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
-        shared<float> other = tiles.exchange + ((warp ^ 1) * 1024 + lane.number * 4);
+        this->take_part(tiles.exchange, lane);
         uint32_t written[4][4];
 #pragma unroll
         for (int n = 0; n < 8; n++) {
-            float4 four = load<float4>(other + n * 128);
-            part[n][0] += four.x;
-            part[n][1] += four.y;
-            part[n][2] += four.z;
-            part[n][3] += four.w;
-            written[n / 2][n % 2 * 2] = pack(part[n][0], part[n][1]);
-            written[n / 2][n % 2 * 2 + 1] = pack(part[n][2], part[n][3]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) written[n / 2][n % 2 * 2 + i] = round_pair(part[n][2 * i], part[n][2 * i + 1]);
         }
 #pragma unroll
         for (int step = 0; step < 4; step++) {
@@ -142,12 +106,7 @@ template <int DK, int W> struct Walker {
             float beta[2] = {betas[8 * n * FACTORS], betas[(8 * n + 1) * FACTORS]};
 #pragma unroll
             for (int i = 0; i < 4; i++) part[n][i] *= beta[i % 2];
-            if (n / 4 != half) continue;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int to = place<CHUNK>(column + lane.group + 8 * i, 8 * n + 2 * lane.place);
-                store(tiles.values + to, pack(part[n][2 * i], part[n][2 * i + 1]));
-            }
+            if (n / 4 == half) this->put_tokens(tiles.values, lane, n);
         }
     }
 
@@ -168,14 +127,7 @@ template <int DK, int W> struct Walker {
     // dS^T before the chunk.
     DEVICE void update(const Tiles<DK, W>& tiles, const Lane& lane, int chunk, bool last) {
         shared<float> factors = tiles.factors_of(chunk);
-        if (!last) {
-            float whole = whole_decay(factors);
-#pragma unroll
-            for (int n = 0; n < HALF / 8; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) state[n][i] *= whole;
-            }
-        }
+        if (!last) this->decay(factors);
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             uint32_t output[4], a[4], b[4];
@@ -201,26 +153,21 @@ template <int DK, int W> struct Walker {
 
 // K, the factors and dO, a chunk ahead.
 template <int DK, int W> DEVICE void load_ahead(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk) {
-    constexpr int THREADS = Sizes<DK, W>::THREADS;
-    int64_t token = where.token(chunk), at = token * where.width + (where.key_heads + where.key_head) * where.dk;
-    int rows = where.rows(chunk);
-    load_tile<CHUNK, DK>(tiles.k_of(chunk), from.qkv + at, where.width, rows, where.dk, threadIdx.x, THREADS);
-    load_factors(tiles.factors_of(chunk), from.factors, FOR_WALKS, token, rows, where.heads, where.head, threadIdx.x);
-    at = (token * where.heads + where.head) * where.dv + where.column;
-    load_tile<CHUNK, W>(tiles.outputs_of(chunk), from.outputs + at, where.heads * where.dv, rows, where.dv - where.column,
-                        threadIdx.x, THREADS);
+    tiles.load_keys(from, where, chunk, THREADS<W>);
+    int64_t at = (where.token(chunk) * where.heads + where.head) * where.dv + where.column;
+    load_tile<CHUNK, W>(tiles.outputs_of(chunk), from.outputs + at, where.heads * where.dv, where.rows(chunk),
+                        where.dv - where.column, threadIdx.x, THREADS<W>);
 }
 
 template <int DK, int W> DEVICE void load_queries(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk) {
     int64_t at = where.token(chunk) * where.width + where.key_head * where.dk;
-    load_tile<CHUNK, DK>(tiles.q, from.qkv + at, where.width, where.rows(chunk), where.dk, threadIdx.x, Sizes<DK, W>::THREADS);
+    load_tile<CHUNK, DK>(tiles.q, from.qkv + at, where.width, where.rows(chunk), where.dk, threadIdx.x, THREADS<W>);
 }
 
 template <int DK, int W> DEVICE void load_squares(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk) {
-    constexpr int THREADS = Sizes<DK, W>::THREADS;
     int64_t at = (where.token(chunk) * where.heads + where.head) * CHUNK, stride = where.heads * CHUNK;
-    load_tile<CHUNK, CHUNK>(tiles.weights, from.weights + at, stride, where.rows(chunk), CHUNK, threadIdx.x, THREADS);
-    load_tile<CHUNK, CHUNK>(tiles.solution, from.solution + at, stride, where.rows(chunk), CHUNK, threadIdx.x, THREADS);
+    load_tile<CHUNK, CHUNK>(tiles.weights, from.weights + at, stride, where.rows(chunk), CHUNK, threadIdx.x, THREADS<W>);
+    load_tile<CHUNK, CHUNK>(tiles.solution, from.solution + at, stride, where.rows(chunk), CHUNK, threadIdx.x, THREADS<W>);
 }
 
 template <int DK, int W>
@@ -264,12 +211,12 @@ DEVICE void backward(const Sources& from, global<const uint32_t> documents, glob
 }  // namespace
 
 #define BACKWARD(name, DK, W)                                                                                             \
-    extern "C" __global__ void __launch_bounds__((Sizes<DK, W>::THREADS), 1)                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS<W>, 1)                                                           \
         name(global<const bf16> qkv, global<const bf16> solution, global<const bf16> weights,                             \
              global<const float> factors, global<const uint32_t> documents, global<const bf16> dout, global<bf16> dqkv,   \
              global<bf16> dstates, int key_heads, int per_key, int dk, int dv) {                                          \
-        backward<DK, W>(Sources{qkv, solution, weights, dout, factors}, documents, dqkv, dstates, key_heads, per_key, dk, \
-                        dv);                                                                                              \
+        backward<DK, W>(Sources{{qkv, solution, weights, factors}, dout}, documents, dqkv, dstates, key_heads, per_key,   \
+                        dk, dv);                                                                                          \
     }
 
 BACKWARD(delta_backward_32_32, 32, 32)

@@ -11,7 +11,7 @@
 // W = 64 halves what is read of K, Q, U and P again and again; W = 32 is for few documents, where blocks would be missing.
 // At 8k tokens: 33 GFLOP beside 0.4 GB of reads that mostly hit L2 and 67 MB of outputs (and as much of N and twice of states
 // where backward wants them): 0.1 ms of an H200 are expected where documents are many, 0.15 ms for a single one.
-#include "delta_tiles.h"
+#include "delta_walk.h"
 
 namespace {
 
@@ -19,83 +19,37 @@ using namespace delta;
 
 constexpr int READERS = 4;
 
-template <int DK, int W> struct Sizes {
-    static constexpr int HALF = DK / 2;
-    static constexpr int WRITERS = W / 8;
-    static constexpr int THREADS = 32 * (WRITERS + READERS);
-};
+template <int W> constexpr int THREADS = 32 * (STATE_WARPS<W> + READERS);
 
 // A block's own memory.
-template <int DK, int W> struct Tiles {
-    shared<bf16> k, q, solution, weights, values, states, written;
-    shared<float> exchange, factors;
+template <int DK, int W> struct Tiles : WalkTiles<DK, W> {
+    shared<bf16> values, states, written;
 
-    DEVICE explicit Tiles(shared<bf16> memory) {
-        k = memory;
-        q = k + 2 * CHUNK * DK;
-        solution = q + CHUNK * DK;
-        weights = solution + CHUNK * CHUNK;
-        values = weights + CHUNK * CHUNK;
+    DEVICE explicit Tiles(shared<bf16> memory) : WalkTiles<DK, W>(memory) {
+        values = this->own;
         states = values + CHUNK * W;
         written = states + W * DK;
-        exchange = as<float>(written + W * CHUNK);
-        factors = exchange + Sizes<DK, W>::WRITERS * 1024;
     }
-    DEVICE shared<bf16> k_of(int chunk) const { return k + chunk % 2 * (CHUNK * DK); }
-    DEVICE shared<float> factors_of(int chunk) const { return factors + chunk % 2 * (CHUNK * FACTORS); }
 };
 
-struct Sources {
-    global<const bf16> qkv, solution, weights;
-    global<const float> factors;
-};
+// Half of S^T, and what a warp does with it.
+template <int DK, int W> struct Writer : HalfState<DK, W> {
+    using Half = HalfState<DK, W>;
+    using Half::column, Half::half, Half::HALF, Half::part, Half::state;
 
-// 16 columns of the values and half of the keys of S^T, and what a warp does with them.
-template <int DK, int W> struct Writer {
-    static constexpr int HALF = Sizes<DK, W>::HALF;
-    float state[HALF / 8][4];
-    float part[8][4];
-    int warp, half, column;
-
-    DEVICE explicit Writer(int warp) : warp(warp), half(warp % 2), column(warp / 2 * 16) {
-        clear(state);
-        clear(part);
-    }
+    DEVICE explicit Writer(int warp) : Half(warp) {}
 
     // This half's part of (K S)^T.
     DEVICE void recall(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
         clear(part);
-#pragma unroll
-        for (int step = 0; step < HALF / 16; step++) {
-            uint32_t a[4], b[4];
-            as_left(a, state[2 * step], state[2 * step + 1]);
-#pragma unroll
-            for (int n = 0; n < 8; n += 2) {
-                right<DK>(b, tiles.k_of(chunk), lane, half * HALF + 16 * step, 8 * n);
-                two_products(part[n], part[n + 1], a, b);
-            }
-        }
-        shared<float> own = tiles.exchange + (warp * 1024 + lane.number * 4);
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            float4 four = {part[n][0], part[n][1], part[n][2], part[n][3]};
-            store(own + n * 128, four);
-        }
+        this->multiply_keys(tiles.k_of(chunk), lane);
+        this->give_part(tiles.exchange, lane);
     }
 
-    // N^T, in `part`; both halves compute it. What a token adds by itself is not rounded.
+    // N^T, in `part`; both halves compute it. X is rounded wherever it goes: where keys are alike, later tokens take back what
+    // rounding adds, as they do with all that is in a state, but only if they see the same X.
     DEVICE void solve(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
-        if (chunk > 0) {
-            shared<float> other = tiles.exchange + ((warp ^ 1) * 1024 + lane.number * 4);
-#pragma unroll
-            for (int n = 0; n < 8; n++) {
-                float4 four = load<float4>(other + n * 128);
-                part[n][0] += four.x;
-                part[n][1] += four.y;
-                part[n][2] += four.z;
-                part[n][3] += four.w;
-            }
-        }
+        if (chunk > 0) this->take_part(tiles.exchange, lane);
         uint32_t surprise[4][4];
 #pragma unroll
         for (int step = 0; step < 4; step++) {
@@ -108,7 +62,7 @@ template <int DK, int W> struct Writer {
                 shared<float> first = tiles.factors_of(chunk) + token * FACTORS, second = first + FACTORS;
                 d[at] = first[BETA] * (low(v[i]) - first[RECALL] * d[at]);
                 d[at + 1] = second[BETA] * (high(v[i]) - second[RECALL] * d[at + 1]);
-                surprise[step][i] = pack(d[at], d[at + 1]);
+                surprise[step][i] = round_pair(d[at], d[at + 1]);
             }
         }
 #pragma unroll
@@ -123,26 +77,14 @@ template <int DK, int W> struct Writer {
         // A half of the tokens each.
 #pragma unroll
         for (int n = 0; n < 8; n++) {
-            if (n / 4 != half) continue;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int to = place<CHUNK>(column + lane.group + 8 * i, 8 * n + 2 * lane.place);
-                store(tiles.written + to, pack(part[n][2 * i], part[n][2 * i + 1]));
-            }
+            if (n / 4 == half) this->put_tokens(tiles.written, lane, n);
         }
     }
 
     // S^T after the chunk, and its copy for the readers.
     DEVICE void update(const Tiles<DK, W>& tiles, const Lane& lane, int chunk) {
         shared<float> factors = tiles.factors_of(chunk);
-        if (chunk > 0) {
-            float whole = whole_decay(factors);
-#pragma unroll
-            for (int n = 0; n < HALF / 8; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) state[n][i] *= whole;
-            }
-        }
+        if (chunk > 0) this->decay(factors);
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             uint32_t a[4], b[4];
@@ -243,23 +185,14 @@ template <int DK, int W> struct Reader {
     }
 };
 
-// K and the factors, by all threads.
-template <int DK, int W> DEVICE void load_keys(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk) {
-    constexpr int THREADS = Sizes<DK, W>::THREADS;
-    int64_t at = where.token(chunk) * where.width + (where.key_heads + where.key_head) * where.dk;
-    load_tile<CHUNK, DK>(tiles.k_of(chunk), from.qkv + at, where.width, where.rows(chunk), where.dk, threadIdx.x, THREADS);
-    load_factors(tiles.factors_of(chunk), from.factors, FOR_WALKS, where.token(chunk), where.rows(chunk), where.heads, where.head, threadIdx.x);
-}
-
 // U and V by all threads, and by each reader its rows of Q.
 template <int DK, int W>
-DEVICE void load_values(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk, int reader, const Lane& lane) {
-    constexpr int THREADS = Sizes<DK, W>::THREADS;
+DEVICE void load_values(const Tiles<DK, W>& tiles, const WalkSources& from, const Walk& where, int chunk, int reader, const Lane& lane) {
     int64_t token = where.token(chunk), at = (token * where.heads + where.head) * CHUNK;
     int rows = where.rows(chunk);
-    load_tile<CHUNK, CHUNK>(tiles.solution, from.solution + at, where.heads * CHUNK, rows, CHUNK, threadIdx.x, THREADS);
+    load_tile<CHUNK, CHUNK>(tiles.solution, from.solution + at, where.heads * CHUNK, rows, CHUNK, threadIdx.x, THREADS<W>);
     at = token * where.width + 2 * where.key_heads * where.dk + where.head * where.dv + where.column;
-    load_tile<CHUNK, W>(tiles.values, from.qkv + at, where.width, rows, where.dv - where.column, threadIdx.x, THREADS);
+    load_tile<CHUNK, W>(tiles.values, from.qkv + at, where.width, rows, where.dv - where.column, threadIdx.x, THREADS<W>);
     if (reader < 0) return;
     bool there = 16 * reader < rows;
     at = (token + (there ? 16 * reader : 0)) * where.width + where.key_head * where.dk;
@@ -268,7 +201,7 @@ DEVICE void load_values(const Tiles<DK, W>& tiles, const Sources& from, const Wa
 
 // By each reader its rows of P.
 template <int DK, int W>
-DEVICE void load_weights(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, int chunk, int reader, const Lane& lane) {
+DEVICE void load_weights(const Tiles<DK, W>& tiles, const WalkSources& from, const Walk& where, int chunk, int reader, const Lane& lane) {
     int rows = where.rows(chunk);
     bool there = 16 * reader < rows;
     int64_t at = ((where.token(chunk) + (there ? 16 * reader : 0)) * where.heads + where.head) * CHUNK;
@@ -279,11 +212,11 @@ DEVICE void load_weights(const Tiles<DK, W>& tiles, const Sources& from, const W
 // Both walks come to the same three barriers for each chunk: K S is there in two halves; N and S have changed hands; the
 // next S has.
 template <int DK, int W>
-DEVICE void write(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, const Lane& lane, int warp) {
+DEVICE void write(const Tiles<DK, W>& tiles, const WalkSources& from, const Walk& where, const Lane& lane, int warp) {
     Writer<DK, W> writer(warp);
     for (int chunk = 0; chunk < where.chunks; chunk++) {
         const bool more = chunk + 1 < where.chunks;
-        if (more) load_keys(tiles, from, where, chunk + 1);
+        if (more) tiles.load_keys(from, where, chunk + 1, THREADS<W>);
         commit_async();
         if (chunk > 0) writer.recall(tiles, lane, chunk);
         wait_async<1>();
@@ -301,13 +234,13 @@ DEVICE void write(const Tiles<DK, W>& tiles, const Sources& from, const Walk& wh
 }
 
 template <int DK, int W>
-DEVICE void read(const Tiles<DK, W>& tiles, const Sources& from, const Walk& where, const Lane& lane, int warp,
+DEVICE void read(const Tiles<DK, W>& tiles, const WalkSources& from, const Walk& where, const Lane& lane, int warp,
                  global<bf16> out, global<bf16> states, global<bf16> written) {
     Reader<DK, W> reader(warp);
     const int64_t state = where.state_stride();
     for (int chunk = 0; chunk < where.chunks; chunk++) {
         const bool more = chunk + 1 < where.chunks;
-        if (more) load_keys(tiles, from, where, chunk + 1);
+        if (more) tiles.load_keys(from, where, chunk + 1, THREADS<W>);
         load_weights(tiles, from, where, chunk, warp, lane);
         commit_async();
         if (states && chunk > 0) reader.save_state(tiles, lane, where, states + (chunk - 1) * state);
@@ -324,16 +257,15 @@ DEVICE void read(const Tiles<DK, W>& tiles, const Sources& from, const Walk& whe
 }
 
 template <int DK, int W>
-DEVICE void forward(const Sources& from, global<const uint32_t> documents, global<bf16> out, global<bf16> states,
+DEVICE void forward(const WalkSources& from, global<const uint32_t> documents, global<bf16> out, global<bf16> states,
                     global<bf16> written, int key_heads, int per_key, int dk, int dv) {
-    constexpr int WRITERS = Sizes<DK, W>::WRITERS;
     DYNAMIC_SHARED(bf16, memory);
     const Tiles<DK, W> tiles(memory);
     const Lane lane;
     const Walk where(documents, W, key_heads, per_key, dk, dv);
-    const int warp = threadIdx.x / 32, reader = warp - WRITERS;
+    const int warp = threadIdx.x / 32, reader = warp - STATE_WARPS<W>;
 
-    load_keys(tiles, from, where, 0);
+    tiles.load_keys(from, where, 0, THREADS<W>);
     commit_async();
     load_values(tiles, from, where, 0, reader, lane);
     commit_async();
@@ -350,12 +282,12 @@ DEVICE void forward(const Sources& from, global<const uint32_t> documents, globa
 }  // namespace
 
 #define FORWARD(name, DK, W)                                                                                          \
-    extern "C" __global__ void __launch_bounds__((Sizes<DK, W>::THREADS), 1)                                          \
+    extern "C" __global__ void __launch_bounds__(THREADS<W>, 1)                                                       \
         name(global<const bf16> qkv, global<const bf16> solution, global<const bf16> weights,                         \
              global<const float> factors, global<const uint32_t> documents, global<bf16> out, global<bf16> states,    \
              global<bf16> written, int key_heads, int per_key, int dk, int dv) {                                      \
-        forward<DK, W>(Sources{qkv, solution, weights, factors}, documents, out, states, written, key_heads, per_key, \
-                       dk, dv);                                                                                       \
+        forward<DK, W>(WalkSources{qkv, solution, weights, factors}, documents, out, states, written, key_heads,      \
+                       per_key, dk, dv);                                                                              \
     }
 
 FORWARD(delta_forward_32_32, 32, 32)

@@ -20,8 +20,6 @@ constexpr int THREADS = 128;
 // A row of a square in f32: 4 floats more, so that fragments lie in different banks.
 constexpr int STRIDE = CHUNK + 4;
 
-DEVICE float softplus(float x) { return x > SOFTPLUS_LINEAR ? x : log1pf(expf(x)); }
-
 // The rows 16 m.. of Q K^T and K K^T, with spread columns, in the first 32 columns and where they reach below the diagonal
 // in the others.
 template <int DK>
@@ -121,6 +119,21 @@ DEVICE void invert_rest(shared<float> lower, shared<float> inverse, const Lane& 
     sync_block();
 }
 
+// U of the inverse, rounded to bf16, half a column for each thread. What rounding takes from a row is given to the next, so that
+// sums over rows keep their value: where keys are alike, states are such sums, and rows cancel in them.
+DEVICE void round_columns(shared<float> inverse, shared<bf16> to) {
+    static_assert(THREADS == 2 * CHUNK, "half a column for each thread");
+    const int column = threadIdx.x % CHUNK, first = threadIdx.x / CHUNK * (CHUNK / 2);
+    float lost = 0.0f;
+#pragma unroll 4
+    for (int row = first; row < first + CHUNK / 2; row++) {
+        float value = column < row ? inverse[row * STRIDE + column] + lost : 0.0f;
+        bf16 rounded = to_bf16(value);
+        lost = value - to_float(rounded);
+        to[row * CHUNK + column] = rounded;
+    }
+}
+
 template <int DK>
 DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const float> a_log, global<const float> dt_bias,
                   global<const uint32_t> chunks, global<float> factors, global<bf16> solution, global<bf16> weights,
@@ -169,7 +182,7 @@ DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const fl
                 if (row < rows) {
                     int64_t at = (first + row) * 2 * heads + key_head * 2 * per_key + member;
                     beta[i] = 1.0f / (1.0f + expf(-to_float(ba[at])));
-                    g[i] = -rate * softplus(to_float(ba[at + per_key]) + bias);
+                    g[i] = log_decay(rate, to_float(ba[at + per_key]) + bias);
                 }
             }
             float sum = g[0] + g[1];
@@ -222,21 +235,10 @@ DEVICE void intra(global<const bf16> qkv, global<const bf16> ba, global<const fl
         sync_block();
         invert_diagonal(lower, inverse, lane, warp);
         invert_rest(lower, inverse, lane, warp);
+        round_columns(inverse, as<bf16>(lower));
+        sync_block();
         for (int at = thread; at < rows * (CHUNK / 8); at += THREADS) {
-            const int row = at / 8, column = at % 8 * 8;
-            uint32_t pairs[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                float two[2];
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int to = column + 2 * j + e;
-                    two[e] = to < row ? inverse[row * STRIDE + to] : 0.0f;
-                }
-                pairs[j] = pack(two[0], two[1]);
-            }
-            store(solution + (((first + row) * heads + head) * CHUNK + column),
-                  make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+            store(solution + (((first + at / 8) * heads + head) * CHUNK + at % 8 * 8), load<uint4>(as<bf16>(lower) + 8 * at));
         }
     }
 }

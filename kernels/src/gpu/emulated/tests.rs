@@ -128,15 +128,54 @@ fn fragments_lie_as_the_hardware_has_them() {
     }
 }
 
+/// `A [64, 64] B [64, 128]` by a kernel of `faults.cu`, beside what it should be.
+fn of_warpgroup(kernel: &'static str) -> crate::Result<(Vec<f32>, Vec<f32>)> {
+    let value = |i: usize, by: usize| bf16::from_f32(((i * by) % 13) as f32 - 6.0);
+    let a: Vec<bf16> = (0..64 * 64).map(|i| value(i, 7)).collect();
+    let b: Vec<bf16> = (0..64 * 128).map(|i| value(i, 5)).collect();
+    let of = |row: usize, column: usize| -> f32 {
+        (0..64).map(|k| a[row * 64 + k].to_f32() * b[k * 128 + column].to_f32()).sum()
+    };
+    let expected = (0..64 * 128).map(|i| of(i / 128, i % 128)).collect();
+    let gpu = Gpu::emulated(3);
+    let (a, b, mut d) = (gpu.of(&a)?, gpu.of(&b)?, gpu.empty::<f32>(64 * 128)?);
+    let shape = Shape::of(1, 128).with_shared(2 * 64 * (64 + 128));
+    let kernel = Kernel::new(kernel, "const bf16*, const bf16*, f32*");
+    gpu.launch(&kernel, shape, [(&a).into(), (&b).into(), (&mut d).into()])?;
+    Ok((d.download()?, expected))
+}
+
+#[test]
+fn products_of_warpgroups_find_their_operands_as_the_hardware_does() {
+    for kernel in ["warpgroup_along", "warpgroup_across"] {
+        let (found, expected) = of_warpgroup(kernel).unwrap();
+        assert_eq!(found, expected, "{kernel}");
+    }
+}
+
+#[test]
+fn what_products_of_warpgroups_do_not_wait_for_is_found() {
+    for (kernel, says) in [
+        ("warpgroup_unfenced_operands", "wgmma does not see what was written, for lack of a fence"),
+        ("warpgroup_unfenced_sums", "there was no wgmma_fence before it"),
+        ("warpgroup_not_waited_for", "sums were written while wgmma adds to them"),
+        ("warpgroup_overwritten", "wgmma is reading there"),
+        ("warpgroup_misaligned", "an operand does not begin where its swizzle does"),
+    ] {
+        let error = of_warpgroup(kernel).err().map(|error| error.to_string());
+        assert!(error.as_ref().is_some_and(|error| error.contains(says)), "{kernel}: {error:?}");
+    }
+}
+
 #[test]
 fn memory_is_counted() {
     let gpu = Gpu::emulated(0);
     let x = gpu.zeros::<f32>(100).unwrap();
     let part = x.part(10..20).unwrap();
     drop(gpu.zeros::<u8>(50).unwrap());
-    assert_eq!((gpu.usage().now, gpu.usage().peak), (400, 450));
+    assert_eq!((gpu.usage().now, gpu.usage().peak), (512, 768));
     drop(x);
-    assert_eq!(gpu.usage().now, 400, "a part keeps its memory");
+    assert_eq!(gpu.usage().now, 512, "a part keeps its memory");
     drop(part);
     gpu.forget_peak();
     assert_eq!((gpu.usage().now, gpu.usage().peak), (0, 0));

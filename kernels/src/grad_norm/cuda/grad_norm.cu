@@ -22,12 +22,6 @@ DEVICE double warp_sum(double value) {
     return value;
 }
 
-DEVICE double as_double(uint64_t bits) {
-    double value;
-    memcpy(&value, &bits, 8);
-    return value;
-}
-
 DEVICE double unit_sum(global<const float> values, int count, bool wide) {
     double sum = 0.0;
     for (int base = 0; base < count; base += AT_ONCE * 128) {

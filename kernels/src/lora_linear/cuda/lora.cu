@@ -22,8 +22,7 @@ template <class Base> struct Dropped : Base {
     DEVICE uint32_t changed(uint32_t pair, int outer, int k) const {
         if (dropout.threshold == 0) return pair;
         uint64_t index = first + uint64_t(uint32_t(outer)) * across + uint64_t(uint32_t(k)) * step;
-        uint32_t low = dropout.keeps(index) ? 0xffffu : 0, high = dropout.keeps(index + step) ? 0xffff0000u : 0;
-        return pair & (low | high);
+        return kept(pair, dropout.keeps(index), dropout.keeps(index + step));
     }
 };
 

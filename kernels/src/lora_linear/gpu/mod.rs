@@ -18,7 +18,7 @@ pub use lora::{GpuLora, GpuLoraGradients};
 use crate::dropout::Dropout;
 use crate::gemm::Accumulate;
 use crate::gemm::gpu::{Form, Matrix, Out, Product, Tile, pair, whole};
-use crate::gpu::{Argument, Buffer, Gpu, Kernel};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel};
 use crate::nf4::{BLOCK, GpuNf4, Reading};
 use crate::{FrozenWeight, Result};
 
@@ -81,6 +81,16 @@ struct Update<'a> {
     dropout: Option<Dropout>,
 }
 
+// === impl GpuLinear ===
+
+impl GpuLinear {
+    /// Everything that it knows.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        let bias = self.bias.iter().map(|bias| FrozenPart::of("bias", bias));
+        self.weight.frozen().into_iter().chain(bias).collect()
+    }
+}
+
 // === impl GpuWeight ===
 
 impl GpuWeight {
@@ -99,6 +109,14 @@ impl GpuWeight {
     pub fn bf16(values: Buffer<bf16>, rows: usize, columns: usize) -> Result<Self> {
         values.expect(OP, "weight", rows * columns)?;
         Ok(Self::Bf16 { rows, columns, values })
+    }
+
+    /// Everything that its values follow from.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        match self {
+            Self::Bf16 { values, .. } => vec![FrozenPart::of("values", values)],
+            Self::Nf4(matrix) => matrix.frozen(),
+        }
     }
 
     /// Number of rows (outputs).

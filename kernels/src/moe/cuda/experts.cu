@@ -8,51 +8,23 @@ namespace {
 using Large = gemm::Tile<128, 128, 32, 2, 2, 4>;
 using Small = gemm::Tile<64, 128, 32, 2, 2, 6>;
 
-// bf16, beginning with expert `first`.
-struct Plain {
-    global<const bf16> values;
-    int first;
-
-    DEVICE Plain(global<const bf16> values, int first, global<const uint8_t>, global<const float>, global<const uint8_t>,
-                 global<const float>, global<const float>, global<const float>)
-        : values(values), first(first) {}
-
-    DEVICE global<const bf16> of(const experts::Work& work, int count) const {
-        return values + int64_t(work.expert - first) * count;
-    }
-
-    template <class T> DEVICE auto gate_up(const experts::Work& work, int hidden, int width) const {
-        return gemm::AlongK<T, T::N, experts::GateUp>(of(work, 2 * width * hidden), hidden, hidden,
-                                                      experts::GateUp{work.column, width}, 0);
-    }
-    template <class T> DEVICE auto down(const experts::Work& work, int hidden, int width) const {
-        return gemm::AlongK<T, T::N>(of(work, hidden * width), width, width, gemm::EveryRow{hidden}, work.column);
-    }
-    template <class T> DEVICE auto down_across(const experts::Work& work, int hidden, int width) const {
-        return gemm::AcrossK<T, T::N>(of(work, hidden * width), width, width, gemm::EveryRow{hidden}, work.column);
-    }
-    template <class T> DEVICE auto gate_up_across(const experts::Work& work, int hidden, int width) const {
-        return gemm::AcrossK<T, T::N>(of(work, 2 * width * hidden), hidden, hidden, gemm::EveryRow{2 * width}, work.column);
-    }
-};
-
 }  // namespace
 
-EXPERTS_GATE_UP(moe_gate_up_large, Large, Plain)
+EXPERTS_GATE_UP(moe_gate_up_large, Large, experts::InBf16)
 KERNEL(moe_gate_up_large)
-EXPERTS_GATE_UP(moe_gate_up_small, Small, Plain)
+EXPERTS_GATE_UP(moe_gate_up_small, Small, experts::InBf16)
 KERNEL(moe_gate_up_small)
-EXPERTS_DOWN(moe_down_large, Large, Plain)
+EXPERTS_DOWN(moe_down_large, Large, experts::InBf16)
 KERNEL(moe_down_large)
-EXPERTS_DOWN(moe_down_small, Small, Plain)
+EXPERTS_DOWN(moe_down_small, Small, experts::InBf16)
 KERNEL(moe_down_small)
-EXPERTS_DOWN_BACKWARD(moe_down_backward_large, Large, Plain, true)
+EXPERTS_DOWN_BACKWARD(moe_down_backward_large, Large, experts::InBf16, true)
 KERNEL(moe_down_backward_large)
-EXPERTS_DOWN_BACKWARD(moe_down_backward_small, Small, Plain, true)
+EXPERTS_DOWN_BACKWARD(moe_down_backward_small, Small, experts::InBf16, true)
 KERNEL(moe_down_backward_small)
-EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_large, Large, Plain, true)
+EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_large, Large, experts::InBf16, true)
 KERNEL(moe_gate_up_backward_large)
-EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_small, Small, Plain, true)
+EXPERTS_GATE_UP_BACKWARD(moe_gate_up_backward_small, Small, experts::InBf16, true)
 KERNEL(moe_gate_up_backward_small)
 
 // The gradient of a slot's routing weight: the shares of its row, in their order.

@@ -1,28 +1,16 @@
 // From router logits to the experts of every token, their weights and the way back, and what the load-balancing loss needs.
 //
-// A warp has one token: lane l holds the logits of experts l, l + 32, ..., so a row is read once, in whole lines, and stays in
-// registers. All of it is bound by reading the logits (2 KB a token with 512 experts); choosing 10 of 512 takes about as long
-// as reading them does.
-#include "device.h"
+// A warp has one token. All of it is bound by reading the logits (2 KB a token with 512 experts); choosing 10 of 512 takes about
+// as long as reading them does.
+#include "router_row.h"
 
 namespace {
 
-constexpr int WARPS = 8;
+using namespace router;
+
 constexpr int TOKENS = 8;
 // Tokens of a block: the pieces of the counting sort.
 constexpr int CHUNK = WARPS * TOKENS;
-
-DEVICE float warp_sum(float value) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-    return value;
-}
-
-DEVICE float warp_max(float value) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) value = max(value, shuffle_xor(value, mask));
-    return value;
-}
 
 DEVICE uint64_t warp_max(uint64_t value) {
 #pragma unroll
@@ -37,33 +25,6 @@ DEVICE uint32_t ordered(float logit) {
     if (bits == 0x80000000u) bits = 0;
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
-
-// softmax over one row: `values` become exp(logit - top), the sum of which is given.
-template <int EACH> struct Row {
-    float values[EACH];
-    float top, sum;
-
-    DEVICE Row(global<const float> logits, int experts, int lane) {
-        top = -INFINITY;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int expert = lane + 32 * i;
-            values[i] = expert < experts ? float(logits[expert]) : -INFINITY;
-            top = max(top, values[i]);
-        }
-        top = warp_max(top);
-    }
-
-    DEVICE void exponentiate() {
-        float all = 0;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            values[i] = expf(values[i] - top);
-            all += values[i];
-        }
-        sum = warp_sum(all);
-    }
-};
 
 // The largest that is left; among equal ones the first. Its key in the high half, the complement of its expert in the low.
 template <int EACH> DEVICE uint64_t largest(const uint32_t (&keys)[EACH], int lane) {

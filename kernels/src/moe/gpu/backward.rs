@@ -6,15 +6,17 @@ use super::forward::{ExpertsCall, Kept, TILE_COLUMNS};
 use super::lora::GpuExpertLora;
 use super::update::{Low, Rows, dropped, to_gradient, to_low};
 use super::weights::{Matrices, Weights, each_group};
-use super::{OP, kernels, some};
+use super::{Kernels, OP, kernels, some};
 use crate::Result;
 use crate::gpu::{Buffer, Kernel, Shape};
 
-kernels! { DOWN_BACKWARD = "moe_down_backward", "moe_nf4_down_backward":
+kernels! { DOWN_BACKWARD = "down_backward":
 "const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "const bf16*, const f32*, bf16*, f32*" }
-kernels! { DOWN_BACKWARD_DROPPED = "moe_down_backward", "moe_nf4_down_backward_drop":
+kernels! { DOWN_BACKWARD_DROPPED = "down_backward", dropped "down_backward_drop":
 "const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "const bf16*, const f32*, bf16*, f32*" }
-kernels! { GATE_UP_BACKWARD = "moe_gate_up_backward", "moe_nf4_gate_up_backward":
+kernels! { GATE_UP_BACKWARD = "gate_up_backward":
+"const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "i32, i32, bf16*" }
+kernels! { GATE_UP_UPDATE = "gate_up_backward", dropped "gate_up_backward":
 "const bf16*, ", "const bf16*, const bf16*, i32, i32, i32, u32, u64, f32, ", "i32, i32, bf16*" }
 const SUM_SHARES: Kernel = Kernel::new("moe_sum_shares", "const f32*, i32, const u32*, i32, f32*");
 
@@ -115,47 +117,19 @@ impl ExpertsCall<'_> {
         // A warp has 64 columns of a tile.
         let (slots_count, pieces) = (self.routing.slots().len(), width.div_ceil(SHARE));
         let mut shares = gpu.empty::<f32>(slots_count * pieces)?;
-        let [threshold, key, scale] = dropped(self.dropout(2));
         let kernels = if self.dropout(2).is_some() { &DOWN_BACKWARD_DROPPED } else { &DOWN_BACKWARD };
         each_group(self.experts, Matrices::Down, slots_count, |weights, range| {
-            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
-            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
             let (low, a) = (some(Some(d_low)), some(self.lora.map(|lora| &lora.down_a)));
-            let (rank, routing_weights) = ((self.ranks()[2] as i32).into(), self.routing.weights().into());
-            let (to, shares) = ((&mut *d_gate_up).into(), (&mut shares).into());
-            let arguments = [
-                d_out.into(),
-                w0,
-                w1,
-                w2,
-                w3,
-                w4,
-                w5,
-                w6,
-                w7,
-                low,
-                a,
-                rank,
-                0i32.into(),
-                rank,
-                threshold,
-                key,
-                scale,
-                s0,
-                s1,
-                s2,
-                s3,
-                s4,
-                s5,
-                s6,
-                s7,
-                s8,
-                (&kept.gate_up).into(),
-                routing_weights,
-                to,
-                shares,
-            ];
-            gpu.launch(self.variant(kernels, weights), self.shape(width.div_ceil(TILE_COLUMNS)), arguments)
+            let rank = (self.ranks()[2] as i32).into();
+            let arguments = [d_out.into()]
+                .into_iter()
+                .chain(weights.arguments)
+                .chain([low, a, rank, 0i32.into(), rank])
+                .chain(dropped(self.dropout(2)))
+                .chain(self.schedule(range))
+                .chain([(&kept.gate_up).into(), self.routing.weights().into()])
+                .chain([(&mut *d_gate_up).into(), (&mut shares).into()]);
+            self.launch(kernels, weights, width.div_ceil(TILE_COLUMNS), arguments)
         })?;
         let arguments = [
             (&shares).into(),
@@ -218,46 +192,21 @@ impl ExpertsCall<'_> {
         d_rows: &mut Buffer<bf16>,
     ) -> Result<()> {
         let [gate, up, _] = self.ranks();
-        let [threshold, key, scale] = dropped(self.dropout(part.which));
+        let kernels = if part.main { &GATE_UP_BACKWARD } else { &GATE_UP_UPDATE };
         let mut launch = |weights: Weights, range| {
-            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
-            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
             let (low, a) = (some(Some(d_low)), some(self.lora.map(|lora| &lora.gate_up_a)));
-            let [width, first, rank] = [gate + up, part.first, part.rank].map(|number| (number as i32).into());
+            let update = [gate + up, part.first, part.rank].map(|number| (number as i32).into());
             let [main, accumulate] = [part.main, !part.main].map(|flag| i32::from(flag).into());
-            let arguments = [
-                d_gate_up.into(),
-                w0,
-                w1,
-                w2,
-                w3,
-                w4,
-                w5,
-                w6,
-                w7,
-                low,
-                a,
-                width,
-                first,
-                rank,
-                threshold,
-                key,
-                scale,
-                s0,
-                s1,
-                s2,
-                s3,
-                s4,
-                s5,
-                s6,
-                s7,
-                s8,
-                main,
-                accumulate,
-                (&mut *d_rows).into(),
-            ];
-            let shape = self.shape(self.experts.hidden().div_ceil(TILE_COLUMNS));
-            d_gate_up.gpu().launch(self.variant(&GATE_UP_BACKWARD, weights), shape, arguments)
+            let arguments = [d_gate_up.into()]
+                .into_iter()
+                .chain(weights.arguments)
+                .chain([low, a])
+                .chain(update)
+                .chain(dropped(self.dropout(part.which)))
+                .chain(self.schedule(range))
+                .chain([main, accumulate, (&mut *d_rows).into()]);
+            let columns = self.experts.hidden().div_ceil(TILE_COLUMNS);
+            self.launch(kernels, weights, columns, arguments)
         };
         if !part.main {
             return launch(Weights::plain(None, 0), 0..self.experts.experts());

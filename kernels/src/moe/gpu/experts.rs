@@ -3,10 +3,13 @@
 use half::bf16;
 
 use super::OP;
+use super::ways::Cores;
 use crate::dropout::splitmix;
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::{Buffer, FrozenPart, Gpu};
 use crate::moe::Expert;
-use crate::nf4::{BLOCK, NESTED_BLOCK, Nf4Matrix, RandomScales, Reading, Scales, dynamic_map, random_scales};
+use crate::nf4::{
+    BLOCK, GpuNf4, GpuScales, NESTED_BLOCK, Nf4Matrix, RandomScales, Reading, Scales, dynamic_map, random_scales,
+};
 use crate::noise::{random_bytes, uniform_bf16};
 use crate::{Error, FrozenWeight, Result};
 
@@ -22,6 +25,8 @@ pub struct GpuExperts {
     pub(super) stored: Stored,
     /// As was asked for; otherwise by the number of rows.
     pub(super) reading: Option<Reading>,
+    /// As was asked for; otherwise by what the GPU has.
+    pub(super) cores: Option<Cores>,
 }
 
 /// How the weights are stored.
@@ -57,7 +62,7 @@ impl GpuExperts {
         check(experts, hidden, width)?;
         let group = |matrices| Nf4Group::new(gpu, matrices, hidden * width, double).map(Box::new);
         let stored = Stored::Nf4 { gate_up: group(2 * experts)?, down: group(experts)? };
-        Ok(Self { experts, hidden, width, stored, reading: None })
+        Ok(Self { experts, hidden, width, stored, reading: None, cores: None })
     }
 
     /// Room for experts in bf16, which [`GpuExperts::set`] fills.
@@ -65,7 +70,7 @@ impl GpuExperts {
         check(experts, hidden, width)?;
         let gate_up = gpu.empty(experts * 2 * width * hidden)?;
         let stored = Stored::Plain { gate_up, down: gpu.empty(experts * hidden * width)? };
-        Ok(Self { experts, hidden, width, stored, reading: None })
+        Ok(Self { experts, hidden, width, stored, reading: None, cores: None })
     }
 
     /// Numbers of both signs, `limit` or less, made on the GPU: for measuring, where values do not matter. In NF4, with double
@@ -82,25 +87,18 @@ impl GpuExperts {
         let Some(double) = double else {
             let gate_up = uniform_bf16(gpu, experts * 2 * count, limit, key)?;
             let stored = Stored::Plain { gate_up, down: uniform_bf16(gpu, experts * count, limit, splitmix(key))? };
-            return Ok(Self { experts, hidden, width, stored, reading: None });
+            return Ok(Self { experts, hidden, width, stored, reading: None, cores: None });
         };
         let group =
             |matrices, key| -> Result<_> { Ok(Box::new(Nf4Group::random(gpu, matrices, count, double, limit, key)?)) };
         let stored = Stored::Nf4 { gate_up: group(2 * experts, key)?, down: group(experts, splitmix(key))? };
-        Ok(Self { experts, hidden, width, stored, reading: None })
+        Ok(Self { experts, hidden, width, stored, reading: None, cores: None })
     }
 
     /// Copies an expert's weights, gate, up and down, which are stored as the others are.
     pub fn set(&mut self, expert: usize, weights: [&FrozenWeight; 3]) -> Result<()> {
         let (hidden, width) = (self.hidden, self.width);
-        if expert >= self.experts {
-            return Err(Error::shape(OP, "expert", self.experts, expert));
-        }
-        for (weight, shape) in weights.iter().zip([(width, hidden), (width, hidden), (hidden, width)]) {
-            if (weight.rows(), weight.columns()) != shape {
-                return Err(Error::shape(OP, "an expert's weight", shape, (weight.rows(), weight.columns())));
-            }
-        }
+        self.check_shapes(expert, weights.map(|weight| (weight.rows(), weight.columns())))?;
         match &mut self.stored {
             Stored::Nf4 { gate_up, down } => {
                 let places = [(&*gate_up, 2 * expert), (&*gate_up, 2 * expert + 1), (&*down, expert)];
@@ -120,6 +118,26 @@ impl GpuExperts {
             }
         }
         Ok(())
+    }
+
+    /// The same for weights in NF4 that are in the GPU's memory already.
+    pub fn set_on_gpu(&mut self, expert: usize, weights: [&GpuNf4; 3]) -> Result<()> {
+        let shapes = weights.map(|weight| (weight.rows(), weight.columns()));
+        self.check_shapes(expert, shapes)?;
+        let Stored::Nf4 { gate_up, down } = &self.stored else { return Err(mixed()) };
+        gate_up.set_on_gpu(2 * expert, weights[0])?;
+        gate_up.set_on_gpu(2 * expert + 1, weights[1])?;
+        down.set_on_gpu(expert, weights[2])
+    }
+
+    /// Fails unless there is such an expert, and gate, up and down look like this.
+    fn check_shapes(&self, expert: usize, found: [(usize, usize); 3]) -> Result<()> {
+        if expert >= self.experts {
+            return Err(Error::shape(OP, "expert", self.experts, expert));
+        }
+        let (hidden, width) = (self.hidden, self.width);
+        let expected = [(width, hidden), (width, hidden), (hidden, width)];
+        if found == expected { Ok(()) } else { Err(Error::shape(OP, "an expert's weights", expected, found)) }
     }
 
     /// These experts, copied to a GPU.
@@ -153,6 +171,25 @@ impl GpuExperts {
     /// decoded inside of products.
     pub fn read_by(&mut self, reading: Reading) {
         self.reading = Some(reading);
+    }
+
+    /// Everything that their values follow from: gate and up, then down.
+    pub fn frozen(&self) -> [Vec<FrozenPart>; 2] {
+        match &self.stored {
+            Stored::Plain { gate_up, down } => [gate_up, down].map(|values| vec![FrozenPart::of("values", values)]),
+            Stored::Nf4 { gate_up, down } => [gate_up.frozen(), down.frozen()],
+        }
+    }
+
+    /// Has products computed by this instruction; an error where the GPU has none of that kind.
+    pub fn multiply_by(&mut self, cores: Cores) -> Result<()> {
+        if !cores.are_on(self.gpu()) {
+            let facts = self.gpu().facts();
+            let reason = format!("{} ({:?}) has no {cores:?} products", facts.name, facts.capability);
+            return Err(Error::invalid(OP, reason));
+        }
+        self.cores = Some(cores);
+        Ok(())
     }
 
     /// Number of experts.
@@ -206,6 +243,20 @@ impl Nf4Group {
         Ok(Self { count, packed: random_bytes(gpu, matrices * count / 2, 0..=u8::MAX, key)?, scales })
     }
 
+    fn frozen(&self) -> Vec<FrozenPart> {
+        let packed = FrozenPart::of("packed", &self.packed);
+        match &self.scales {
+            GroupScales::Plain(absmax) => vec![packed, FrozenPart::of("absmax", absmax)],
+            GroupScales::Double { codes, nested, offsets, map } => vec![
+                packed,
+                FrozenPart::of("codes", codes),
+                FrozenPart::of("nested", nested),
+                FrozenPart::of("offsets", offsets),
+                FrozenPart::of("map", map),
+            ],
+        }
+    }
+
     fn new(gpu: &Gpu, matrices: usize, count: usize, double: bool) -> Result<Self> {
         let blocks = count.div_ceil(BLOCK);
         let scales = if double {
@@ -219,6 +270,26 @@ impl Nf4Group {
             GroupScales::Plain(gpu.empty(matrices * blocks)?)
         };
         Ok(Self { count, packed: gpu.empty(matrices * count / 2)?, scales })
+    }
+
+    fn set_on_gpu(&self, index: usize, matrix: &GpuNf4) -> Result<()> {
+        fn put<T: crate::gpu::Element>(all: &Buffer<T>, index: usize, values: &Buffer<T>) -> Result<()> {
+            all.part(index * values.len()..(index + 1) * values.len())?.copy_from(values)
+        }
+        let (packed, scales) = matrix.parts();
+        put(&self.packed, index, packed)?;
+        match (&self.scales, scales) {
+            (GroupScales::Plain(all), GpuScales::Plain(absmax)) => put(all, index, absmax),
+            (
+                GroupScales::Double { codes, nested, offsets, .. },
+                GpuScales::Double { codes: c, nested: n, offset, .. },
+            ) => {
+                put(codes, index, c)?;
+                put(nested, index, n)?;
+                offsets.part(index..index + 1)?.upload(&[*offset])
+            }
+            _ => Err(mixed()),
+        }
     }
 
     fn set(&self, index: usize, matrix: &Nf4Matrix) -> Result<()> {

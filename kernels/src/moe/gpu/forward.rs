@@ -4,17 +4,18 @@ use half::bf16;
 
 use super::experts::GpuExperts;
 use super::lora::GpuExpertLora;
-use super::routing::{GpuRouting, SMALL_TILE_ROWS};
+use super::routing::GpuRouting;
 use super::update::{Low, Rows, to_low};
+use super::ways::{self, Cores, SMALL_TILE_ROWS};
 use super::weights::{Matrices, Weights, each_group};
-use super::{OP, kernels, some};
+use super::{Kernels, OP, kernels, some};
 use crate::dropout::Dropout;
 use crate::gpu::{Argument, Buffer, Kernel, Shape};
 use crate::{Error, Result};
 
-kernels! { GATE_UP = "moe_gate_up", "moe_nf4_gate_up":
+kernels! { GATE_UP = "gate_up":
 "const bf16*, ", "const bf16*, const bf16*, const bf16*, i32, i32, ", "bf16*, bf16*" }
-kernels! { DOWN = "moe_down", "moe_nf4_down": "const bf16*, ", "const bf16*, const bf16*, i32, ", "bf16*" }
+kernels! { DOWN = "down": "const bf16*, ", "const bf16*, const bf16*, i32, ", "bf16*" }
 const COMBINE: Kernel = Kernel::new("moe_combine", "const bf16*, const f32*, const u32*, i32, i32, i32, i32, bf16*");
 
 /// Columns of a tile.
@@ -51,11 +52,27 @@ pub struct Kept {
 impl ExpertsCall<'_> {
     /// `out[token] = Σ_j w_j · down(silu(gate x) ⊙ up x)`, or added to what `out` holds.
     pub fn forward(&self, x: &Buffer<bf16>, out: &mut Buffer<bf16>, accumulate: bool) -> Result<Kept> {
+        out.expect(OP, "sums of experts", self.routing.tokens() * self.experts.hidden())?;
+        let (kept, low_down) = self.kept(x)?;
+        let mut values = x.gpu().empty(self.routing.slots().len() * self.experts.hidden())?;
+        self.down(&kept.inner, &low_down, &mut values)?;
+        self.combine(&values, Some(self.routing.weights()), out, accumulate)?;
+        Ok(kept)
+    }
+
+    /// What [`ExpertsCall::forward`] keeps, to the bit, without the sums: these are not asked for again where a forward pass is
+    /// repeated for its backward pass. The gradient of a row's weight is `inner · (d_out · down)`, so that the product with
+    /// down and the combining are left out.
+    pub fn forward_again(&self, x: &Buffer<bf16>) -> Result<Kept> {
+        Ok(self.kept(x)?.0)
+    }
+
+    /// With what the product with down takes besides.
+    fn kept(&self, x: &Buffer<bf16>) -> Result<(Kept, Buffer<bf16>)> {
         self.check()?;
         let (hidden, width) = (self.experts.hidden(), self.experts.width());
         let tokens = self.routing.tokens();
         x.expect(OP, "x", tokens * hidden)?;
-        out.expect(OP, "sums of experts", tokens * hidden)?;
         let gpu = x.gpu();
         let rows = tokens * self.routing.per_token();
         let [gate, up, down] = self.ranks();
@@ -82,10 +99,7 @@ impl ExpertsCall<'_> {
             let weighted = Some(&mut kept.low_down);
             to_low(self.routing, from, projection, a, self.dropout(2), low, &mut low_down, weighted)?;
         }
-        let mut values = gpu.empty(rows * hidden)?;
-        self.down(&kept.inner, &low_down, &mut values)?;
-        self.combine(&values, Some(self.routing.weights()), out, accumulate)?;
-        Ok(kept)
+        Ok((kept, low_down))
     }
 
     fn gate_up(&self, x: &Buffer<bf16>, kept: &mut Kept) -> Result<()> {
@@ -93,75 +107,33 @@ impl ExpertsCall<'_> {
         let b = |which: usize| some(self.lora.map(|lora| &lora.projections[which].b));
         let rows = self.routing.slots().len();
         each_group(self.experts, Matrices::GateUp, rows, |weights, range| {
-            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
-            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
             let low = some(Some(&kept.low_gate_up));
             let (ranks, out) = ([gate, up].map(|rank| (rank as i32).into()), &mut *kept);
-            let arguments = [
-                x.into(),
-                w0,
-                w1,
-                w2,
-                w3,
-                w4,
-                w5,
-                w6,
-                w7,
-                low,
-                b(0),
-                b(1),
-                ranks[0],
-                ranks[1],
-                s0,
-                s1,
-                s2,
-                s3,
-                s4,
-                s5,
-                s6,
-                s7,
-                s8,
-                (&mut out.gate_up).into(),
-                (&mut out.inner).into(),
-            ];
+            let arguments = [x.into()]
+                .into_iter()
+                .chain(weights.arguments)
+                .chain([low, b(0), b(1)])
+                .chain(ranks)
+                .chain(self.schedule(range))
+                .chain([(&mut out.gate_up).into(), (&mut out.inner).into()]);
             let columns = self.experts.width().div_ceil(TILE_COLUMNS / 2);
-            x.gpu().launch(self.variant(&GATE_UP, weights), self.shape(columns), arguments)
+            self.launch(&GATE_UP, weights, columns, arguments)
         })
     }
 
     fn down(&self, inner: &Buffer<bf16>, low: &Buffer<bf16>, values: &mut Buffer<bf16>) -> Result<()> {
         let rows = self.routing.slots().len();
         each_group(self.experts, Matrices::Down, rows, |weights, range| {
-            let [w0, w1, w2, w3, w4, w5, w6, w7] = weights.arguments;
-            let [s0, s1, s2, s3, s4, s5, s6, s7, s8] = self.schedule(range);
             let b = some(self.lora.map(|lora| &lora.projections[2].b));
             let rank = (self.ranks()[2] as i32).into();
-            let arguments = [
-                inner.into(),
-                w0,
-                w1,
-                w2,
-                w3,
-                w4,
-                w5,
-                w6,
-                w7,
-                some(Some(low)),
-                b,
-                rank,
-                s0,
-                s1,
-                s2,
-                s3,
-                s4,
-                s5,
-                s6,
-                s7,
-                s8,
-                (&mut *values).into(),
-            ];
+            let arguments = [inner.into()]
+                .into_iter()
+                .chain(weights.arguments)
+                .chain([some(Some(low)), b, rank])
+                .chain(self.schedule(range))
+                .chain([(&mut *values).into()]);
             let columns = self.experts.hidden().div_ceil(TILE_COLUMNS);
-            inner.gpu().launch(self.variant(&DOWN, weights), self.shape(columns), arguments)
+            self.launch(&DOWN, weights, columns, arguments)
         })
     }
 
@@ -200,19 +172,28 @@ impl ExpertsCall<'_> {
         [slots, offsets, tiles, tile_offsets, first, last, per_token, hidden, width]
     }
 
-    /// Of a product's kernels, the one for these weights and the tiles of the routing.
-    pub(super) fn variant<'k>(&self, kernels: &'k [Kernel; 4], weights: Weights) -> &'k Kernel {
-        &kernels[2 * usize::from(weights.nf4) + usize::from(self.routing.tile_rows() == SMALL_TILE_ROWS)]
-    }
-
-    /// Two blocks a multiprocessor, for tiles of so many columns of tiles.
-    pub(super) fn shape(&self, columns: usize) -> Shape {
+    /// Launches that of a product's kernels which is for these weights and the tiles of the routing, `columns` of them beside
+    /// each other.
+    pub(super) fn launch(
+        &self,
+        kernels: &Kernels,
+        weights: Weights,
+        columns: usize,
+        arguments: impl IntoIterator<Item = Argument>,
+    ) -> Result<()> {
         let gpu = self.experts.gpu();
-        let rows = self.routing.tile_rows();
-        // Values of k in all stages: two of 64 or four of 32; half as many again where tiles are small.
-        let staged = if rows == SMALL_TILE_ROWS { 192 } else { 128 };
-        let shared = (rows + TILE_COLUMNS) * staged * size_of::<bf16>();
-        Shape::of(gpu.blocks(self.routing.tile_bound() * columns, 2), 128).with_shared(shared)
+        let small = self.routing.tile_rows() == SMALL_TILE_ROWS;
+        let which = 2 * usize::from(weights.nf4) + usize::from(small);
+        let wanted = self.experts.cores.unwrap_or_else(|| ways::cores(gpu));
+        // Blocks of a multiprocessor, and values of k in all stages of both operands.
+        let (kernel, on_each, staged) = match (&kernels.warpgroup, wanted) {
+            (Some(kernels), Cores::Warpgroup) => (&kernels[which], if small && weights.nf4 { 3 } else { 2 }, 192),
+            // Two stages of 64 or four of 32; half as many again where tiles are small.
+            _ => (&kernels.warp[which], 2, if small { 192 } else { 128 }),
+        };
+        let shared = (self.routing.tile_rows() + TILE_COLUMNS) * staged * size_of::<bf16>();
+        let blocks = gpu.blocks(self.routing.tile_bound() * columns, on_each);
+        gpu.launch(kernel, Shape::of(blocks, 128).with_shared(shared), arguments)
     }
 
     pub(super) fn dropout(&self, which: usize) -> Option<&Dropout> {

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::OP;
+use super::{OP, ways};
 use crate::gpu::{Buffer, Gpu, Kernel, Shape};
 use crate::{Error, Result};
 
@@ -46,12 +46,6 @@ const THREADS: u32 = 256;
 const WARPS: usize = 8;
 /// Tokens of a block of the sort.
 const CHUNK: usize = 64;
-/// Rows of a tile of the grouped products: where experts have many, and where they have few.
-const TILE_ROWS: usize = 128;
-pub(super) const SMALL_TILE_ROWS: usize = 64;
-/// Mean rows of an expert up to which tiles are small. A guess until it is measured: with 96 rows an expert, tiles of 128 are
-/// half empty, while those of 64 decode each weight twice.
-const FEW_ROWS: usize = 96;
 
 /// The routing of one batch, in a GPU's memory. A *slot* is one of a token's choices, `token * per_token + rank of the
 /// choice`; a *row* is a slot's place when all are sorted by expert.
@@ -108,7 +102,7 @@ impl GpuRouting {
         }
         let gpu = logits.gpu();
         let chunks = tokens.div_ceil(CHUNK);
-        let tile_rows = if slots / experts <= FEW_ROWS { SMALL_TILE_ROWS } else { TILE_ROWS };
+        let tile_rows = ways::tile_rows(gpu, slots / experts);
         let mut routing = Self {
             tokens,
             experts,
@@ -329,7 +323,7 @@ fn tile_bound(rows: usize, experts: usize, tile_rows: usize) -> usize {
 }
 
 /// The kernel whose lanes hold so many logits.
-fn variant(kernels: &[Kernel; 3], experts: usize) -> &Kernel {
+pub(super) fn variant(kernels: &[Kernel; 3], experts: usize) -> &Kernel {
     &kernels[match experts {
         0..=128 => 0,
         129..=512 => 1,

@@ -3,7 +3,8 @@
 use half::bf16;
 
 use super::lora::GpuProjection;
-use super::routing::{GpuRouting, SMALL_TILE_ROWS};
+use super::routing::GpuRouting;
+use super::ways::SMALL_TILE_ROWS;
 use crate::Result;
 use crate::dropout::Dropout;
 use crate::gpu::{Argument, Buffer, Kernel, Shape};

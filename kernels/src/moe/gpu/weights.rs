@@ -5,8 +5,9 @@ use std::ops::Range;
 use half::bf16;
 
 use super::experts::{GpuExperts, GroupScales, Nf4Group, Stored};
+use super::ways;
 use crate::Result;
-use crate::gpu::{Argument, Buffer, Gpu, Kernel, Shape};
+use crate::gpu::{Argument, Buffer, Gpu, Kernel, Lane, Shape};
 use crate::nf4::{BLOCK, NESTED_BLOCK, Reading};
 
 const DECODE: Kernel =
@@ -14,12 +15,9 @@ const DECODE: Kernel =
 const THREADS: u32 = 256;
 /// Values that a thread decodes at a time.
 const VALUES: usize = 8;
-/// Experts that are decoded at once: 256 MB of gate and up of Qwen3-Next, some 750 tiles of work with 160 rows an expert.
-const AT_ONCE: usize = 64;
-/// Mean rows of an expert from which on its weights are decoded once into a workspace, and no more in each tile of rows.
-/// A guess until it is measured: decoding a matrix again for each 128 rows takes some 40 % of the ALU's time while a tile
-/// is computed, all hidden; a workspace moves 4.5 bytes a value, which 1024 rows make up for.
-const DECODED_ROWS: usize = 1024;
+/// Experts that are decoded at once, while products run on those before them: 128 MB of gate and up of Qwen3-Next in each of
+/// two workspaces, and 2,048 tiles of work with 1,024 rows an expert, some 8 for each block of a card.
+const AT_ONCE: usize = 32;
 
 /// Which matrices of an expert.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +72,8 @@ impl Nf4Group {
     }
 }
 
-/// Calls `work` with weights and the experts that it is for, until it was called for all; `rows` is how many all have.
+/// Calls `work` with weights and the experts that it is for, until it was called for all; `rows` is how many all have. Where
+/// weights are decoded into a workspace, the next ones are decoded while the product runs on these.
 pub(super) fn each_group(
     experts: &GpuExperts,
     which: Matrices,
@@ -88,16 +87,32 @@ pub(super) fn each_group(
         (Stored::Nf4 { gate_up, .. }, Matrices::GateUp) => (gate_up, 2),
         (Stored::Nf4 { down, .. }, Matrices::Down) => (down, 1),
     };
-    let few = if rows / experts.experts() < DECODED_ROWS { Reading::Fused } else { Reading::Copied };
-    if experts.reading.unwrap_or(few) == Reading::Fused && in_whole_blocks(experts) {
+    let gpu = experts.gpu();
+    let reading = experts.reading.unwrap_or_else(|| ways::reading(gpu, rows / experts.experts()));
+    if reading == Reading::Fused && in_whole_blocks(experts) {
         return work(Weights::quantised(group), all);
     }
-    let gpu = experts.gpu();
-    let mut workspace = gpu.empty(AT_ONCE.min(experts.experts()) * matrices * group.count)?;
+    let some = |first: usize| first..all.end.min(first + AT_ONCE);
+    let decode = |range: Range<usize>, workspace: &mut Buffer<bf16>| {
+        group.decode(gpu, matrices * range.start..matrices * range.end, workspace)
+    };
+    let workspace = || gpu.empty(AT_ONCE.min(all.end) * matrices * group.count);
+    let mut ready = workspace()?;
+    let mut next = if all.end > AT_ONCE { Some(workspace()?) } else { None };
+    decode(some(0), &mut ready)?;
     for first in all.clone().step_by(AT_ONCE) {
-        let some = first..all.end.min(first + AT_ONCE);
-        group.decode(gpu, matrices * some.start..matrices * some.end, &mut workspace)?;
-        work(Weights::plain(Some(&workspace), first), some)?;
+        // Beside this group's product, into what the product before it has read.
+        let ahead = match &mut next {
+            Some(next) if first + AT_ONCE < all.end => {
+                Some(gpu.beside(Lane::Kernels, || decode(some(first + AT_ONCE), next))?)
+            }
+            _ => None,
+        };
+        work(Weights::plain(Some(&ready), first), some(first))?;
+        if let (Some(ahead), Some(next)) = (ahead, &mut next) {
+            ahead.join()?;
+            std::mem::swap(&mut ready, next);
+        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use half::bf16;
 use crate::conv::HeadGroups;
 use crate::gpu::heads::{HeadKernels, Heads};
 use crate::gpu::rows::{address, count};
-use crate::gpu::{Argument, Buffer, Gpu, Kernel};
+use crate::gpu::{Argument, Buffer, FrozenPart, Gpu, Kernel};
 use crate::{Error, Result};
 
 const OP: &str = "gated norm";
@@ -42,6 +42,11 @@ impl GpuGatedNorm {
             return Err(Error::shape(OP, "weight", groups.value_dim, weight.len()));
         }
         Ok(Self { weight: gpu.of(weight)?, groups: *groups, epsilon })
+    }
+
+    /// Everything that it knows.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        vec![FrozenPart::of("weight", &self.weight)]
     }
 
     /// `y` from `o`, both `[tokens, value heads]`, and the projection.

@@ -63,16 +63,7 @@ DEVICE void forward(global<const bf16> x, global<const float> scale, float epsil
         }
     }
     float squares[N] = {};
-#pragma unroll
-    for (int h = 0; h < N; h++) {
-#pragma unroll
-        for (int i = 0; i < PIECES; i++) {
-            float v[V];
-            widen(values[h][i], v);
-#pragma unroll
-            for (int k = 0; k < V; k++) squares[h] = fused(v[k], v[k], squares[h]);
-        }
-    }
+    add_squares(values, squares);
     if (scale) sum_over_lanes(squares, part.lanes);
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {

@@ -11,6 +11,7 @@ use brightrun_kernels::dropout::splitmix;
 use brightrun_kernels::moe::{ExpertLoraLayout, ExpertProjection, ExpertRanks};
 use brightrun_kernels::op::{update_in_place, with_slice};
 use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::lora::{Adapter, AdapterTensors, LoraPlan, Matrix, ModuleLora};
@@ -67,14 +68,50 @@ pub struct Adapters {
     experts: BTreeMap<String, ExpertAdapter>,
 }
 
+/// Values that one thread draws before it looks for other work: some ten microseconds of it.
+const DRAWN_AT_ONCE: usize = 1 << 13;
+
 fn module_id(path: &str) -> u64 {
     path.bytes().fold(0, |state, byte| splitmix(state ^ u64::from(byte)))
 }
 
-/// Deterministic uniform values in `(-bound, bound)`.
-fn uniform(count: usize, bound: f64, seed: u64) -> Vec<f32> {
+/// Replaces `values` by deterministic uniform ones in `(-bound, bound)`, each of which depends on its place only.
+fn draw_uniform(values: &mut [f32], bound: f64, seed: u64) {
     let draw = |index: usize| (splitmix(seed ^ splitmix(index as u64)) >> 11) as f64 / (1u64 << 53) as f64;
-    (0..count).map(|index| ((2.0 * draw(index) - 1.0) * bound) as f32).collect()
+    values.par_chunks_mut(DRAWN_AT_ONCE).enumerate().for_each(|(chunk, values)| {
+        let first = chunk * DRAWN_AT_ONCE;
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = ((2.0 * draw(first + index) - 1.0) * bound) as f32;
+        }
+    });
+}
+
+/// One parameter for all experts of a list, of which these modules are adapted.
+fn expert_adapter(
+    config: &ModelConfig,
+    list: &str,
+    modules: Vec<(ExpertPath, &ModuleLora)>,
+    fill: impl Fn(&ModuleLora, &mut [f32], &mut [f32]) -> Result<()>,
+) -> Result<ExpertAdapter> {
+    let mut ranks: Vec<ExpertRanks> = vec![[None; 3]; config.moe.experts];
+    for (place, module) in &modules {
+        let own = ranks
+            .get_mut(place.expert)
+            .ok_or_else(|| Error::Invalid(format!("{}: the model has {} experts", module.path, config.moe.experts)))?;
+        own[place.projection] = Some((module.rank, module.scale as f32));
+    }
+    let layout = ExpertLoraLayout::new(config.hidden_size, config.moe.intermediate_size, &ranks);
+    let mut flat = vec![0.0; layout.len()];
+    for (ExpertPath { expert, projection: which, .. }, module) in modules {
+        let Some(place) = projection(&layout, expert, which) else { continue };
+        let [a, b] = flat
+            .get_disjoint_mut([place.a.clone(), place.b.clone()])
+            .map_err(|error| Error::Invalid(format!("{}: the places of its matrices: {error}", module.path)))?;
+        fill(module, a, b)?;
+    }
+    let length = layout.len();
+    let values = Var::from_vec(flat, &[length], &Device::Cpu)?;
+    Ok(ExpertAdapter { values, layout: layout.into(), id: module_id(list) })
 }
 
 fn projection(layout: &ExpertLoraLayout, expert: usize, which: usize) -> Option<&ExpertProjection> {
@@ -114,35 +151,38 @@ impl Adapters {
 
     /// Freshly initialised as PEFT does: `A` uniform in ±1/√in (drawn from `seed` and the module's name), `B` zero.
     pub fn new(config: &ModelConfig, plan: &LoraPlan, seed: u64) -> Result<Self> {
-        Self::build(config, plan, |module| {
+        Self::build(config, plan, |module, a, _| {
             let bound = (module.inputs as f64).powf(-0.5);
-            let a = uniform(module.rank * module.inputs, bound, splitmix(seed) ^ module_id(&module.path));
-            Ok((a, vec![0.0; module.outputs * module.rank]))
+            draw_uniform(a, bound, splitmix(seed) ^ module_id(&module.path));
+            Ok(())
         })
     }
 
     /// With the values of a file.
     pub fn from_tensors(config: &ModelConfig, plan: &LoraPlan, tensors: &AdapterTensors) -> Result<Self> {
-        Self::build(config, plan, |module| {
+        Self::build(config, plan, |module, to_a, to_b| {
             let Adapter { a, b } = tensors
                 .get(&module.path)
                 .ok_or_else(|| Error::Invalid(format!("the adapter has no matrices for {}", module.path)))?;
             let expected = ((module.rank, module.inputs), (module.outputs, module.rank));
             let found = ((a.rows, a.columns), (b.rows, b.columns));
-            if found != expected {
+            if found != expected || (a.values.len(), b.values.len()) != (to_a.len(), to_b.len()) {
                 return Err(Error::Invalid(format!(
                     "{}: expected A and B of shapes {expected:?}, found {found:?}",
                     module.path
                 )));
             }
-            Ok((a.values.clone(), b.values.clone()))
+            to_a.copy_from_slice(&a.values);
+            to_b.copy_from_slice(&b.values);
+            Ok(())
         })
     }
 
+    /// All modules of a plan, whose `A` and `B` are zeros until `fill` has had them.
     fn build(
         config: &ModelConfig,
         plan: &LoraPlan,
-        values: impl Fn(&ModuleLora) -> Result<(Vec<f32>, Vec<f32>)>,
+        fill: impl Fn(&ModuleLora, &mut [f32], &mut [f32]) -> Result<()> + Sync,
     ) -> Result<Self> {
         let mut dense = BTreeMap::new();
         let mut by_list: BTreeMap<&str, Vec<(ExpertPath, &ModuleLora)>> = BTreeMap::new();
@@ -151,42 +191,23 @@ impl Adapters {
                 by_list.entry(place.list).or_default().push((place, module));
                 continue;
             }
-            let (a, b) = values(module)?;
+            let (mut a, mut b) = (vec![0.0; module.rank * module.inputs], vec![0.0; module.outputs * module.rank]);
+            fill(module, &mut a, &mut b)?;
             dense.insert(
                 module.path.clone(),
                 DenseAdapter {
-                    a: variable(a, &[module.rank, module.inputs])?,
-                    b: variable(b, &[module.outputs, module.rank])?,
+                    a: Var::from_vec(a, &[module.rank, module.inputs], &Device::Cpu)?,
+                    b: Var::from_vec(b, &[module.outputs, module.rank], &Device::Cpu)?,
                     rank: module.rank,
                     scale: module.scale as f32,
                     id: module_id(&module.path),
                 },
             );
         }
-        let mut experts = BTreeMap::new();
-        let (hidden, inner) = (config.hidden_size, config.moe.intermediate_size);
-        for (list, modules) in by_list {
-            let mut ranks: Vec<ExpertRanks> = vec![[None; 3]; config.moe.experts];
-            for (place, module) in &modules {
-                let own = ranks.get_mut(place.expert).ok_or_else(|| {
-                    Error::Invalid(format!("{}: the model has {} experts", module.path, config.moe.experts))
-                })?;
-                own[place.projection] = Some((module.rank, module.scale as f32));
-            }
-            let layout = ExpertLoraLayout::new(hidden, inner, &ranks);
-            let mut flat = vec![0.0; layout.len()];
-            for (ExpertPath { expert, projection: which, .. }, module) in modules {
-                let (a, b) = values(module)?;
-                if let Some(place) = projection(&layout, expert, which) {
-                    flat[place.a.clone()].copy_from_slice(&a);
-                    flat[place.b.clone()].copy_from_slice(&b);
-                }
-            }
-            let length = layout.len();
-            let adapter =
-                ExpertAdapter { values: variable(flat, &[length])?, layout: layout.into(), id: module_id(list) };
-            experts.insert(list.to_string(), adapter);
-        }
+        let experts = by_list
+            .into_par_iter()
+            .map(|(list, modules)| Ok((list.to_string(), expert_adapter(config, list, modules, &fill)?)))
+            .collect::<Result<_>>()?;
         Ok(Self { dense, experts })
     }
 
@@ -262,13 +283,15 @@ impl Adapters {
     }
 }
 
-fn variable(values: Vec<f32>, dims: &[usize]) -> Result<Var> {
-    Ok(Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu)?)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn uniform(count: usize, bound: f64, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; count];
+        draw_uniform(&mut values, bound, seed);
+        values
+    }
 
     #[test]
     fn initial_values_fill_their_range() {
@@ -278,5 +301,19 @@ mod tests {
         assert!(mean.abs() < 0.01 && (square - 0.25 / 3.0).abs() < 0.003, "{mean} {square}");
         assert!(values.iter().all(|v| v.abs() < 0.5));
         assert_ne!(values, uniform(10_000, 0.5, 4));
+    }
+    /// One after the other by the formula: a run that is repeated begins as it did, whatever the number of threads.
+    #[test]
+    fn initial_values_are_those_of_the_formula() {
+        let value = |index: u64| {
+            let draw = (splitmix(5 ^ splitmix(index)) >> 11) as f64 / 9_007_199_254_740_992.0;
+            ((2.0 * draw - 1.0) * 0.25) as f32
+        };
+        for count in [0, 1, DRAWN_AT_ONCE, 3 * DRAWN_AT_ONCE + 7] {
+            let expected: Vec<f32> = (0..count as u64).map(value).collect();
+            assert_eq!(uniform(count, 0.25, 5), expected, "{count}");
+        }
+        let bits: Vec<u32> = uniform(3, 0.25, 5).iter().map(|value| value.to_bits()).collect();
+        assert_eq!(bits, [0xbe02_9a27, 0x3dc5_1075, 0x3d29_ef58]);
     }
 }

@@ -4,11 +4,13 @@
 pub mod adapters;
 pub mod artifacts;
 pub mod batch;
+pub mod cards;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod dataset;
 pub mod demo;
+mod engine;
 mod error;
 pub mod evaluate;
 pub mod events;

@@ -22,7 +22,7 @@ use crate::adapters::{Adapters, Factor, MatrixPlace, Parameter};
 use crate::step::Gradients;
 use crate::{Error, Result};
 
-pub use state::{StatePart, StateValues};
+pub use state::{OptimizerState, StatePart, StateValues};
 
 /// What happens to a routed expert that had no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -8,11 +8,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use brightrun_kernels::gpu::Gpu;
+use brightrun_kernels::gpu_check::{Check, Family, Sizes};
 use brightrun_kernels::self_test as kernels;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// A SHA-256, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -91,6 +93,30 @@ const MAX_LISTED: usize = 5;
 /// Compares every op that training uses with its reference on this machine; a fraction of a second.
 pub fn self_test(seed: u64) -> Result<Vec<OpCheck>> {
     Ok(kernels::run(seed)?.iter().map(OpCheck::from).collect())
+}
+
+/// The same for a GPU: of each of these families of ops the result that is furthest off, measured by what is
+/// allowed.
+pub fn self_test_of_gpu(gpu: &Gpu, families: &[Family], seed: u64) -> Result<Vec<OpCheck>> {
+    families.iter().map(|family| worst_of(family, gpu, seed)).collect()
+}
+
+fn worst_of(family: &Family, gpu: &Gpu, seed: u64) -> Result<OpCheck> {
+    let checks = family.run(gpu, Sizes::Small, seed)?;
+    let count = checks.len();
+    // What does not hold is further off than all that does; results without roundings are alike in every bit.
+    let off = |check: &Check| match check.holds() {
+        true => check.error / check.tolerance.max(f64::MIN_POSITIVE),
+        false => f64::INFINITY,
+    };
+    let worst = checks.into_iter().max_by(|one, other| off(one).total_cmp(&off(other)));
+    let worst = worst.ok_or_else(|| Error::Invalid(format!("the self-test of {} compared nothing", family.name)))?;
+    Ok(OpCheck {
+        op: format!("{} on a GPU", family.name),
+        what: format!("the worst of {count}: {}, {}", worst.case, worst.what),
+        max_relative_error: Some(worst.error).filter(|error| error.is_finite()),
+        tolerance: worst.tolerance,
+    })
 }
 
 /// What is wrong with this machine or this build, if any check does not hold.

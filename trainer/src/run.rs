@@ -18,14 +18,15 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::Result;
 use crate::checkpoint;
+use crate::engine::Device;
 use crate::events::{Event, Stage};
 use crate::plan::Machine;
-use crate::proof;
 use closing::Before;
 use learner::Learner;
 use training::Training;
 use watch::Watch;
 
+pub use crate::engine::GpuToUse;
 pub use data::{Data, DataSpec};
 pub use parameters::{Parameters, PrecisionKind};
 pub use watch::Surroundings;
@@ -130,11 +131,13 @@ fn whole(spec: &RunSpec, watch: &mut Watch) -> Result<RunSummary> {
     watch.stage(Stage::Fetching);
     let data = reading::data(spec, watch)?;
     watch.stage(Stage::Loading);
-    let ops = self_test(spec)?;
-    let learner = Learner::load(spec, &data, watch)?;
+    // A machine that computes wrongly is found out before anything is paid for.
+    let device = Device::open(watch.around.gpu)?;
+    let ops = device.self_test(spec.parameters.seed)?;
+    let (learner, mut engine) = Learner::load(spec, &data, device, watch)?;
     learner.plan.warnings().into_iter().for_each(|warning| watch.warn(warning));
-    let before = Before { ops, base: learner.model.digest(watch.around.stop)?, adapter: learner.adapters.digest()? };
-    let mut training = Training::begin(spec, &data, &learner, &before, watch)?;
+    let before = Before { ops, base: engine.digest(watch.around.stop)?, adapter: learner.adapters.digest()? };
+    let mut training = Training::begin(spec, &data, &learner, &mut *engine, &before, watch)?;
     watch.emit(&Event::Started {
         trainable_parameters: learner.adapters.parameter_count(),
         base_parameters: learner.base_parameters(),
@@ -152,12 +155,3 @@ fn whole(spec: &RunSpec, watch: &mut Watch) -> Result<RunSummary> {
 
 /// The folder of the adapter in that of the job.
 pub const ADAPTER_DIR: &str = "adapter";
-
-/// Compares the ops of this machine with their references before anything is paid for.
-fn self_test(spec: &RunSpec) -> Result<Vec<proof::OpCheck>> {
-    let checks = proof::self_test(spec.parameters.seed)?;
-    match proof::self_test_problem(&checks) {
-        Some(problem) => Err(Error::Invalid(problem)),
-        None => Ok(checks),
-    }
-}

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     adapters::{Adapters, Parameter},
-    optim::{Optimizer, StatePart, StateValues},
+    optim::{OptimizerState, StatePart, StateValues},
 };
 
 /// Copies of everything that a run goes on from. Made between two steps on the thread that takes them; writing it is
@@ -41,7 +41,7 @@ impl Captured {
     pub fn take(
         step: u64,
         adapters: &Adapters,
-        optimizer: &Optimizer,
+        optimizer: &dyn OptimizerState,
         progress: &impl Serialize,
         metrics: &[u8],
     ) -> Result<Self> {
@@ -57,7 +57,7 @@ impl Captured {
             |parameter: &Parameter, shape| Ok(Array { shape, values: StateValues::Floats(parameter.values()?) });
         let adapter = parameters.iter().zip(adapter_shapes(&parameters)).map(|(p, shape)| values(p, shape));
         let state = optimizer_places(&parameters, optimizer)
-            .map(|(index, part, shape)| Ok(Array { shape, values: optimizer.part(index, part) }));
+            .map(|(index, part, shape)| Ok(Array { shape, values: optimizer.part(index, part)? }));
         Ok(Self {
             step,
             best: false,
@@ -100,7 +100,7 @@ pub(super) fn adapter_shapes(parameters: &[Parameter]) -> Vec<Shape> {
 /// The arrays of an optimiser's state, in the order of its file: part by part, so that all are aligned to their type.
 pub(super) fn optimizer_places<'a>(
     parameters: &'a [Parameter],
-    optimizer: &'a Optimizer,
+    optimizer: &'a dyn OptimizerState,
 ) -> impl Iterator<Item = (usize, StatePart, Shape)> + 'a {
     optimizer.parts().iter().flat_map(move |&part| {
         parameters.iter().enumerate().map(move |(index, parameter)| {

@@ -23,7 +23,7 @@ use crate::{
     Error, Result,
     adapters::{Adapters, Parameter},
     error::listed,
-    optim::{Optimizer, StatePart, StateValues},
+    optim::{OptimizerState, StatePart, StateValues},
 };
 
 /// Bytes that are hashed at a time.
@@ -165,7 +165,7 @@ impl Restored {
 
     /// Puts adapter and optimiser back as they were, bit by bit. Names, types and shapes of both are compared before
     /// anything is changed. An error after that means that a file changed while it was read; then neither is of use.
-    pub fn restore(&self, adapters: &Adapters, optimizer: &mut Optimizer) -> Result<()> {
+    pub fn restore(&self, adapters: &Adapters, optimizer: &mut dyn OptimizerState) -> Result<()> {
         let parameters = adapters.parameters();
         let (places, shapes): (Vec<(usize, StatePart)>, Vec<Shape>) =
             optimizer_places(&parameters, optimizer).map(|(index, part, shape)| ((index, part), shape)).unzip();

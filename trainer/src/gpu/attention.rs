@@ -6,6 +6,7 @@ use brightrun_kernels::rope::gpu::{sigmoid_gate, sigmoid_gate_backward};
 use brightrun_kernels::rope::{GpuHeadNormRope, HeadNorm, HeadShape};
 use half::bf16;
 
+use super::digest::Parts;
 use super::linear::{Kept, Linear};
 use super::load::Loader;
 use super::pass::Pass;
@@ -70,6 +71,14 @@ impl Attention {
 
     pub(super) fn is_adapted(&self) -> bool {
         [&self.q, &self.k, &self.v, &self.o].into_iter().any(Linear::is_adapted)
+    }
+
+    pub(super) fn frozen(&self, path: &str, parts: &mut Parts) {
+        for (name, linear) in [("q_proj", &self.q), ("k_proj", &self.k), ("v_proj", &self.v), ("o_proj", &self.o)] {
+            linear.frozen(&format!("{path}.{name}"), parts);
+        }
+        parts.add(&format!("{path}.q_norm"), self.query.frozen());
+        parts.add(&format!("{path}.k_norm"), self.key.frozen());
     }
 
     fn attention<'a>(&self, pass: &'a Pass<'_>) -> GpuAttention<'a> {

@@ -6,6 +6,7 @@ use brightrun_kernels::gpu::Buffer;
 use brightrun_kernels::norm::GpuGatedNorm;
 use half::bf16;
 
+use super::digest::Parts;
 use super::linear::{Kept, Linear};
 use super::load::Loader;
 use super::pass::Pass;
@@ -64,6 +65,15 @@ impl DeltaNet {
 
     pub(super) fn is_adapted(&self) -> bool {
         [&self.qkvz, &self.ba, &self.out].into_iter().any(Linear::is_adapted)
+    }
+
+    pub(super) fn frozen(&self, path: &str, parts: &mut Parts) {
+        for (name, linear) in [("in_proj_qkvz", &self.qkvz), ("in_proj_ba", &self.ba), ("out_proj", &self.out)] {
+            linear.frozen(&format!("{path}.{name}"), parts);
+        }
+        parts.add(&format!("{path}.conv1d"), self.conv.frozen());
+        parts.add(path, self.rule.frozen());
+        parts.add(&format!("{path}.norm"), self.norm.frozen());
     }
 
     pub(super) fn forward(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<(Buffer<bf16>, Tape)> {

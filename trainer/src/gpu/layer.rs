@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::attention::{self, Attention};
 use super::delta_net::{self, DeltaNet};
+use super::digest::Parts;
 use super::experts::ExpertAdapter;
 use super::load::Loader;
 use super::mlp::{self, Mlp, RouterUse};
@@ -34,11 +35,16 @@ enum MixerTape {
 
 /// What the backward pass needs besides the layer's input.
 pub(super) struct Tape {
+    first: FirstHalf,
+    mlp: mlp::Tape,
+}
+
+/// What it needs of the way to `y = norm(h')`.
+struct FirstHalf {
     x: Buffer<bf16>,
     mixer: MixerTape,
     middle: Buffer<bf16>,
     y: Buffer<bf16>,
-    mlp: mlp::Tape,
 }
 
 // === impl Layer ===
@@ -56,6 +62,17 @@ impl Layer {
             post_norm: loader.norm(&format!("{path}.post_attention_layernorm"))?,
             mlp: Mlp::load(loader, &format!("{path}.mlp"), kind.mlp)?,
         })
+    }
+
+    /// What of the layer never changes.
+    pub(super) fn frozen(&self, path: &str, parts: &mut Parts) {
+        parts.add(&format!("{path}.input_layernorm"), self.input_norm.frozen());
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.frozen(&format!("{path}.self_attn"), parts),
+            Mixer::DeltaNet(delta_net) => delta_net.frozen(&format!("{path}.linear_attn"), parts),
+        }
+        parts.add(&format!("{path}.post_attention_layernorm"), self.post_norm.frozen());
+        self.mlp.frozen(&format!("{path}.mlp"), parts);
     }
 
     /// Whether any part of the layer learns.
@@ -79,6 +96,20 @@ impl Layer {
 
     /// The layer's output, and what its backward pass needs.
     pub(super) fn forward(&self, h: &Buffer<bf16>, pass: &Pass<'_>) -> Result<(Buffer<bf16>, Tape)> {
+        let first = self.first_half(h, pass)?;
+        let (mut out, mlp) = self.mlp.forward(&first.y, pass)?;
+        elements::add(&first.middle, &mut out)?;
+        Ok((out, Tape { first, mlp }))
+    }
+
+    /// The same without the output, for a layer that is run again to go back through it.
+    pub(super) fn forward_again(&self, h: &Buffer<bf16>, pass: &Pass<'_>) -> Result<Tape> {
+        let first = self.first_half(h, pass)?;
+        let mlp = self.mlp.forward_again(&first.y, pass)?;
+        Ok(Tape { first, mlp })
+    }
+
+    fn first_half(&self, h: &Buffer<bf16>, pass: &Pass<'_>) -> Result<FirstHalf> {
         let mut x = pass.gpu.empty(h.len())?;
         self.input_norm.forward(h, &mut x)?;
         let (mixed, mixer) = match &self.mixer {
@@ -93,10 +124,7 @@ impl Layer {
         };
         let (mut middle, mut y) = (pass.gpu.empty(h.len())?, pass.gpu.empty(h.len())?);
         self.post_norm.forward_sum(h, &mixed, &mut middle, &mut y)?;
-        drop(mixed);
-        let (mut out, mlp) = self.mlp.forward(&y, pass)?;
-        elements::add(&middle, &mut out)?;
-        Ok((out, Tape { x, mixer, middle, y, mlp }))
+        Ok(FirstHalf { x, mixer, middle, y })
     }
 
     /// The gradient of the layer's input from that of its output; those of adapters are added to theirs.
@@ -108,7 +136,8 @@ impl Layer {
         balance: Option<&mlp::Balancing>,
         pass: &Pass<'_>,
     ) -> Result<Buffer<bf16>> {
-        let d_y = self.mlp.backward(&tape.y, tape.mlp, d_out, balance, pass)?;
+        let Tape { first: tape, mlp } = tape;
+        let d_y = self.mlp.backward(&tape.y, mlp, d_out, balance, pass)?;
         let mut d_middle = pass.gpu.empty(h.len())?;
         self.post_norm.backward(&tape.middle, &d_y, Some(d_out), &mut d_middle)?;
         drop((d_y, tape.y, tape.middle));

@@ -6,6 +6,7 @@ use brightrun_kernels::lora_linear::gpu::{GpuLinear, GpuLora, GpuLoraGradients};
 use half::bf16;
 
 use super::adapters::GpuAdapters;
+use super::digest::Parts;
 use super::pass::Pass;
 use crate::Result;
 use crate::adapters::DenseAdapter;
@@ -49,6 +50,10 @@ impl Linear {
 
     pub(super) fn is_adapted(&self) -> bool {
         self.adapter.is_some()
+    }
+
+    pub(super) fn frozen(&self, path: &str, parts: &mut Parts) {
+        parts.add(path, self.frozen.frozen());
     }
 
     fn lora(&self, pass: &Pass<'_>) -> Option<GpuLora> {

@@ -1,10 +1,11 @@
 //! Where the parts of a model on a GPU come from: a checkpoint, or numbers made on the GPU for measuring.
 
+use brightrun_kernels::FrozenWeight;
 use brightrun_kernels::dropout::splitmix;
 use brightrun_kernels::gpu::{Buffer, Gpu};
 use brightrun_kernels::lora_linear::gpu::{GpuLinear, GpuWeight};
 use brightrun_kernels::moe::{GpuExpertLora, GpuExperts};
-use brightrun_kernels::nf4::GpuNf4;
+use brightrun_kernels::nf4::{GpuNf4, GpuValues, Scales};
 use brightrun_kernels::noise::uniform_bf16;
 use brightrun_kernels::norm::{GpuNorm, Kind};
 use half::bf16;
@@ -12,11 +13,11 @@ use half::bf16;
 use super::adapters::GpuAdapters;
 use super::experts::ExpertAdapter;
 use super::linear::Linear;
-use crate::Result;
 use crate::adapters::Adapters;
 use crate::config::ModelConfig;
 use crate::model::norm_kind;
-use crate::weights::{BasePrecision, Checkpoint, PROJECTIONS};
+use crate::weights::{BasePrecision, Checkpoint, PROJECTIONS, Unquantised, Values};
+use crate::{Error, Result};
 
 /// Where weights come from.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +69,7 @@ impl Loader<'_> {
         if values.len() == length {
             Ok(values)
         } else {
-            Err(crate::Error::Invalid(format!("{name}: found {} values, expected {length}", values.len())))
+            Err(Error::Invalid(format!("{name}: found {} values, expected {length}", values.len())))
         }
     }
 
@@ -83,9 +84,30 @@ impl Loader<'_> {
         }
     }
 
+    /// A weight of the files that is to be quantised, which the GPU does; nothing where it stays as it is stored.
+    fn quantised(&self, checkpoint: &Checkpoint, path: &str) -> Result<Option<GpuNf4>> {
+        let Some(weight) = checkpoint.unquantised(path, self.precision)? else { return Ok(None) };
+        let Unquantised { rows, columns, values, double_quant } = weight;
+        let mut damaged = self.gpu.zeros::<u32>(1)?;
+        let mut quantize = |values: GpuValues<'_>| GpuNf4::quantize(values, rows, columns, double_quant, &mut damaged);
+        let matrix = match values {
+            Values::Bf16(values) => quantize(GpuValues::Bf16(&self.gpu.of(&values)?))?,
+            Values::F32(values) => quantize(GpuValues::F32(&self.gpu.of(&values)?))?,
+        };
+        if damaged.download()?[0] > 0 {
+            // The processor says where.
+            checkpoint.linear(path, self.precision)?;
+            return Err(Error::Invalid(format!("{path}.weight: it has values that are not finite")));
+        }
+        Ok(Some(matrix))
+    }
+
     fn weight(&self, path: &str, rows: usize, columns: usize) -> Result<GpuWeight> {
         match self.source {
-            Source::Checkpoint(checkpoint) => Ok(GpuWeight::of(self.gpu, &checkpoint.linear(path, self.precision)?)?),
+            Source::Checkpoint(checkpoint) => match self.quantised(checkpoint, path)? {
+                Some(matrix) => Ok(GpuWeight::Nf4(matrix)),
+                None => Ok(GpuWeight::of(self.gpu, &checkpoint.linear(path, self.precision)?)?),
+            },
             Source::Random { seed, skewed: true } if path.ends_with(".mlp.gate") => {
                 let key = key(seed, path);
                 let value = |place: usize| {
@@ -131,11 +153,10 @@ impl Loader<'_> {
         let (hidden, moe) = (self.config.hidden_size, &self.config.moe);
         let (experts, width) = (moe.experts, moe.intermediate_size);
         let path = |expert: usize, which: usize| format!("{list}.{expert}.{}", PROJECTIONS[which]);
-        let double = self.precision.quantises(&path(0, 0));
         let checkpoint = match self.source {
             Source::Checkpoint(checkpoint) => checkpoint,
             Source::Random { seed, .. } => {
-                let key = key(seed, list);
+                let (key, double) = (key(seed, list), self.precision.quantises(&path(0, 0)));
                 return Ok(GpuExperts::random(self.gpu, [experts, hidden, width], double, bound(hidden), key)?);
             }
         };
@@ -143,11 +164,20 @@ impl Loader<'_> {
             let one = |which| checkpoint.linear(&path(expert, which), self.precision);
             Ok([one(0)?, one(1)?, one(2)?])
         };
-        let mut all = match double {
-            Some(double) => GpuExperts::nf4(self.gpu, experts, hidden, width, double)?,
-            None => GpuExperts::plain(self.gpu, experts, hidden, width)?,
+        // What is quantised in the files stays so, whatever is asked for; all experts are stored as the first one is.
+        let mut all = match checkpoint.linear(&path(0, 0), self.precision)? {
+            FrozenWeight::Nf4(matrix) => {
+                let double = matches!(matrix.scales(), Scales::Double { .. });
+                GpuExperts::nf4(self.gpu, experts, hidden, width, double)?
+            }
+            FrozenWeight::Plain { .. } => GpuExperts::plain(self.gpu, experts, hidden, width)?,
         };
         for expert in 0..experts {
+            let on_gpu = |which| self.quantised(checkpoint, &path(expert, which));
+            if let (Some(gate), Some(up), Some(down)) = (on_gpu(0)?, on_gpu(1)?, on_gpu(2)?) {
+                all.set_on_gpu(expert, [&gate, &up, &down])?;
+                continue;
+            }
             let [gate, up, down] = read(expert)?;
             all.set(expert, [&gate, &up, &down])?;
         }

@@ -5,6 +5,7 @@ use brightrun_kernels::moe::{Balance, ExpertsCall, GpuExperts, GpuRouting, Gradi
 use brightrun_kernels::swiglu;
 use half::bf16;
 
+use super::digest::Parts;
 use super::experts::ExpertAdapter;
 use super::linear::{Kept, Linear};
 use super::load::Loader;
@@ -109,6 +110,13 @@ impl Mlp {
         }
     }
 
+    pub(super) fn frozen(&self, path: &str, parts: &mut Parts) {
+        match self {
+            Self::Dense(dense) => dense.frozen(path, parts),
+            Self::Sparse(sparse) => sparse.frozen(path, parts),
+        }
+    }
+
     pub(super) fn forward(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<(Buffer<bf16>, Tape)> {
         Ok(match self {
             Self::Dense(dense) => {
@@ -119,6 +127,14 @@ impl Mlp {
                 let (out, tape) = sparse.forward(x, pass)?;
                 (out, Tape::Sparse(Box::new(tape)))
             }
+        })
+    }
+
+    /// What [`Mlp::forward`] keeps, without the result.
+    pub(super) fn forward_again(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<Tape> {
+        Ok(match self {
+            Self::Dense(dense) => Tape::Dense(dense.forward(x, pass)?.1),
+            Self::Sparse(sparse) => Tape::Sparse(Box::new(sparse.forward_again(x, pass)?)),
         })
     }
 
@@ -163,6 +179,12 @@ impl Dense {
             down: linear("down_proj", hidden, width)?,
             width,
         })
+    }
+
+    fn frozen(&self, path: &str, parts: &mut Parts) {
+        for (name, linear) in [("gate_proj", &self.gate), ("up_proj", &self.up), ("down_proj", &self.down)] {
+            linear.frozen(&format!("{path}.{name}"), parts);
+        }
     }
 
     fn is_adapted(&self) -> bool {
@@ -222,6 +244,17 @@ impl Sparse {
         })
     }
 
+    fn frozen(&self, path: &str, parts: &mut Parts) {
+        self.router.frozen(&format!("{path}.gate"), parts);
+        for (name, own) in ["gate_up_proj", "down_proj"].into_iter().zip(self.experts.frozen()) {
+            parts.add(&format!("{path}.experts.{name}"), own);
+        }
+        if let Some((mlp, gate)) = &self.shared {
+            mlp.frozen(&format!("{path}.shared_expert"), parts);
+            gate.frozen(&format!("{path}.shared_expert_gate"), parts);
+        }
+    }
+
     fn is_adapted(&self) -> bool {
         let shared = self.shared.as_ref().is_some_and(|(mlp, gate)| mlp.is_adapted() || gate.is_adapted());
         self.adapter.is_some() || self.router.is_adapted() || shared
@@ -234,20 +267,34 @@ impl Sparse {
     }
 
     fn forward(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<(Buffer<bf16>, SparseTape)> {
-        let (logits, kept_router) = self.router.forward_wide(x, pass)?;
-        let routing = GpuRouting::from_logits(&logits, self.experts.experts(), self.per_token, self.normalise)?;
+        let (router, kept_router) = self.route(x, pass)?;
         let mut out = pass.gpu.empty(x.len())?;
-        let kept = self.call(&routing, pass).forward(x, &mut out, false)?;
-        let shared = match &self.shared {
-            Some((mlp, gate)) => {
-                let (own, tape) = mlp.forward(x, pass)?;
-                let (gates, kept_gate) = gate.forward(x, pass)?;
-                swiglu::gpu::add_scaled_rows(&own, &gates, &mut out)?;
-                Some(SharedTape { tape, out: own, gates, kept_gate })
-            }
-            None => None,
-        };
-        Ok((out, SparseTape { router: RouterUse { logits, routing }, kept_router, kept, shared }))
+        let kept = self.call(&router.routing, pass).forward(x, &mut out, false)?;
+        let shared = self.shared(x, pass)?;
+        if let Some(shared) = &shared {
+            swiglu::gpu::add_scaled_rows(&shared.out, &shared.gates, &mut out)?;
+        }
+        Ok((out, SparseTape { router, kept_router, kept, shared }))
+    }
+
+    fn forward_again(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<SparseTape> {
+        let (router, kept_router) = self.route(x, pass)?;
+        let kept = self.call(&router.routing, pass).forward_again(x)?;
+        Ok(SparseTape { router, kept_router, kept, shared: self.shared(x, pass)? })
+    }
+
+    fn route(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<(RouterUse, Kept)> {
+        let (logits, kept) = self.router.forward_wide(x, pass)?;
+        let routing = GpuRouting::from_logits(&logits, self.experts.experts(), self.per_token, self.normalise)?;
+        Ok((RouterUse { logits, routing }, kept))
+    }
+
+    /// The shared expert, whose gate's gradient asks for its output.
+    fn shared(&self, x: &Buffer<bf16>, pass: &Pass<'_>) -> Result<Option<SharedTape>> {
+        let Some((mlp, gate)) = &self.shared else { return Ok(None) };
+        let (out, tape) = mlp.forward(x, pass)?;
+        let (gates, kept_gate) = gate.forward(x, pass)?;
+        Ok(Some(SharedTape { tape, out, gates, kept_gate }))
     }
 
     fn backward(

@@ -4,16 +4,19 @@ use brightrun_kernels::Documents;
 use brightrun_kernels::embedding::GpuEmbedding;
 use brightrun_kernels::gpu::Gpu;
 use brightrun_kernels::lora_linear::gpu::GpuWeight;
+use brightrun_kernels::moe::ExpertUse;
 use brightrun_kernels::rope::{GpuRopeTable, RopeTable};
 
 use super::adapters::GpuAdapters;
 use super::head::Head;
+use super::inputs::Room;
 use super::layer::Layer;
 use super::load::{Loader, Source};
 use super::pass::Pass;
 use crate::adapters::Adapters;
-use crate::config::ModelConfig;
+use crate::config::{MlpKind, ModelConfig};
 use crate::model::PassDropout;
+use crate::step::ExpertCounts;
 use crate::weights::BasePrecision;
 use crate::{Error, Result};
 
@@ -28,6 +31,9 @@ pub struct GpuModel {
     pub(super) layers: Vec<Layer>,
     pub(super) head: Head,
     pub(super) adapters: GpuAdapters,
+    /// How experts were used since that was asked for, and by how many tokens.
+    pub(super) uses: (ExpertUse, u64),
+    pub(super) room: Room,
     rope: GpuRopeTable,
 }
 
@@ -57,7 +63,9 @@ impl GpuModel {
         let layers = (0..config.layers.len()).map(|index| Layer::load(&loader, index)).collect::<Result<_>>()?;
         let rope = rope(gpu, config, FIRST_POSITIONS)?;
         let embedding = GpuEmbedding::new(embedding, words)?;
-        Ok(Self { gpu: gpu.clone(), config: config.clone(), embedding, layers, head, adapters: on_gpu, rope })
+        let uses = (ExpertUse::new(gpu, config.layers.len(), config.moe.experts)?, 0);
+        let (gpu, config, room) = (gpu.clone(), config.clone(), Room::default());
+        Ok(Self { gpu, config, embedding, layers, head, adapters: on_gpu, uses, room, rope })
     }
 
     /// The adapters, where they learn.
@@ -75,6 +83,19 @@ impl GpuModel {
         let adapters = &self.adapters;
         let mut own = self.layers.iter_mut().filter_map(Layer::expert_adapter_mut);
         own.try_for_each(|adapter| adapter.refresh(adapters))
+    }
+
+    /// How the routed experts were used by the micro-batches since this was asked for the last time.
+    pub fn take_expert_counts(&mut self) -> Result<ExpertCounts> {
+        let (uses, rows) = &mut self.uses;
+        let mut counts = ExpertCounts::default();
+        for (layer, (kind, own)) in self.config.layers.iter().zip(uses.take()?).enumerate() {
+            if kind.mlp == MlpKind::Sparse {
+                counts.add_counted(layer, &own.tokens, own.entropy, *rows);
+            }
+        }
+        *rows = 0;
+        Ok(counts)
     }
 
     /// Makes room for the rotations of the longest document.

@@ -6,6 +6,7 @@ use brightrun_kernels::moe::LoadSums;
 use brightrun_kernels::noise;
 use half::bf16;
 
+use super::inputs::Inputs;
 use super::mlp::Balancing;
 use super::model::GpuModel;
 use super::pass::Pass;
@@ -18,7 +19,6 @@ use crate::{Error, Result};
 /// What the routers of all layers did.
 struct Load {
     sums: LoadSums,
-    valid: Buffer<f32>,
     layers: usize,
 }
 
@@ -54,37 +54,41 @@ impl GpuModel {
             return Err(Error::Invalid("an optimiser step without a single target token cannot be taken".into()));
         }
         self.prepare(&batch.documents)?;
-        let pass = self.pass(&batch.documents, options.pass_dropout(position))?;
         let first = self.first_with_adapters();
+        let values = batch.tokens.len() * self.config.hidden_size;
+        self.room.make(&self.gpu, self.layers.len() - first, values)?;
+        let pass = self.pass(&batch.documents, options.pass_dropout(position))?;
         let mut hidden = self.embed(&batch.tokens)?;
         if options.neftune_alpha > 0.0 {
             let magnitudes = magnitudes(&batch.documents, self.config.hidden_size, options.neftune_alpha);
             noise::add_rows(&mut hidden, &self.gpu.of(&magnitudes)?, own_key(options.key(position)))?;
         }
         let mut load = match options.aux_coefficient {
-            Some(_) => Some(self.router_load(batch)?),
+            Some(_) => Some(Load { sums: LoadSums::new(&self.gpu, self.config.moe.experts)?, layers: 0 }),
             None => None,
         };
-        let mut inputs = Vec::with_capacity(self.layers.len());
+        let valid = self.gpu.of(&batch.documents.validity())?;
+        let mut inputs = Inputs::new(&self.gpu, &self.room, first..self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
+            inputs.push(index, &hidden)?;
             let (out, tape) = layer.forward(&hidden, &pass)?;
             if let Some(router) = tape.router() {
                 if let Some(hits) = self.hits(index)? {
                     router.routing.add_counts(&mut hits.shared())?;
                 }
+                self.uses.0.add(index, &router.routing, &router.logits, Some(&valid))?;
                 if let Some(load) = &mut load {
-                    load.sums.add(&router.routing, &router.logits, Some(&load.valid))?;
+                    load.sums.add(&router.routing, &router.logits, Some(&valid))?;
                     load.layers += 1;
                 }
             }
             drop(tape);
-            inputs.push((index >= first).then_some(hidden));
             hidden = out;
         }
         let (balance, aux) = match load.zip(options.aux_coefficient) {
             Some((load, coefficient)) if load.layers > 0 => {
                 let factor = (coefficient / position.micro_batches as f64) as f32;
-                let (balance, aux) = load.finish(batch, factor)?;
+                let (balance, aux) = load.finish(valid, real_tokens(batch), factor)?;
                 (Some(balance), Some(aux))
             }
             _ => (None, None),
@@ -96,11 +100,12 @@ impl GpuModel {
         let mut upstream = upstream.ok_or_else(|| Error::Invalid("the head made no gradient".into()))?;
         let forward = clock.elapsed().saturating_sub(begin);
         for index in (first..self.layers.len()).rev() {
-            let Some(input) = inputs[index].take() else { continue };
+            let Some(input) = inputs.pop()? else { continue };
             upstream = self.layer_backward(index, &input, &upstream, balance.as_ref(), &pass)?;
         }
         drop(upstream);
         let mut report = report(batch, &sum, aux.as_ref())?;
+        self.uses.1 += real_tokens(batch) as u64;
         report.forward = forward;
         report.backward = clock.elapsed().saturating_sub(begin + forward);
         Ok(report)
@@ -115,8 +120,7 @@ impl GpuModel {
         pass: &Pass<'_>,
     ) -> Result<Buffer<bf16>> {
         let layer = &self.layers[index];
-        let (out, tape) = layer.forward(input, pass)?;
-        drop(out);
+        let tape = layer.forward_again(input, pass)?;
         layer.backward(input, tape, upstream, balance, pass)
     }
 
@@ -140,20 +144,19 @@ impl GpuModel {
             None => Ok(None),
         }
     }
-
-    fn router_load(&self, batch: &MicroBatch) -> Result<Load> {
-        let sums = LoadSums::new(&self.gpu, self.config.moe.experts)?;
-        Ok(Load { sums, valid: self.gpu.of(&batch.documents.validity())?, layers: 0 })
-    }
 }
 
 impl Load {
     /// The loss, and what the backward pass needs of it.
-    fn finish(self, batch: &MicroBatch, factor: f32) -> Result<(Balancing, Buffer<f32>)> {
-        let real: usize = batch.documents.iter().map(|document| document.valid_end - document.start).sum();
+    fn finish(self, valid: Buffer<f32>, real: usize, factor: f32) -> Result<(Balancing, Buffer<f32>)> {
         let (shares, loss) = self.sums.shares((self.layers * real) as f32)?;
-        Ok((Balancing { shares, valid: self.valid, factor }, loss))
+        Ok((Balancing { shares, valid, factor }, loss))
     }
+}
+
+/// Tokens that are no padding.
+fn real_tokens(batch: &MicroBatch) -> usize {
+    batch.documents.iter().map(|document| document.valid_end - document.start).sum()
 }
 
 /// Waits for all of it.

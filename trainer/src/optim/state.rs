@@ -46,9 +46,45 @@ enum Place<'a> {
     Codes(&'a mut [u8]),
 }
 
+/// The state of an optimiser, wherever it is. Parameters are counted as [`Adapters::parameters`] lists them.
+///
+/// [`Adapters::parameters`]: crate::adapters::Adapters::parameters
+pub trait OptimizerState {
+    /// The parts of every parameter's state, the widest type first.
+    fn parts(&self) -> &'static [StatePart];
+
+    /// Type and number of the values of a part.
+    fn part_layout(&self, parameter: usize, part: StatePart) -> (Dtype, usize);
+
+    /// A copy of a part.
+    fn part(&self, parameter: usize, part: StatePart) -> Result<StateValues>;
+
+    /// Puts a part back. Values of another type or number are refused before anything is changed.
+    fn set_part(&mut self, parameter: usize, part: StatePart, values: &StateValues) -> Result<()>;
+
+    /// An error for values that are not those of a part.
+    fn expect_layout(&self, parameter: usize, part: StatePart, values: &StateValues) -> Result<()> {
+        let (expected, found) = (self.part_layout(parameter, part), (values.dtype(), values.len()));
+        if found == expected {
+            return Ok(());
+        }
+        let name = part.name();
+        Err(Error::Invalid(format!("{name} of parameter {parameter}: found {found:?}, expected {expected:?}")))
+    }
+}
+
 // === impl StatePart ===
 
 impl StatePart {
+    /// Those of an optimiser, the widest type first.
+    pub(crate) fn all(kind: OptimizerKind) -> &'static [Self] {
+        use StatePart::{FirstMoment, FirstScale, SecondMoment, SecondScale, Updates};
+        match kind {
+            OptimizerKind::AdamW => &[Updates, FirstMoment, SecondMoment],
+            OptimizerKind::AdamW8bit => &[Updates, FirstScale, SecondScale, FirstMoment, SecondMoment],
+        }
+    }
+
     /// As files name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -60,7 +96,7 @@ impl StatePart {
         }
     }
 
-    fn dtype(self, kind: OptimizerKind) -> Dtype {
+    pub(crate) fn dtype(self, kind: OptimizerKind) -> Dtype {
         match (self, kind) {
             (Self::Updates, _) => Dtype::U64,
             (Self::FirstMoment | Self::SecondMoment, OptimizerKind::AdamW8bit) => Dtype::U8,
@@ -159,44 +195,27 @@ impl Segment {
 
 // === impl Optimizer ===
 
-impl Optimizer {
-    /// The parts of every parameter's state, the widest type first.
-    pub fn parts(&self) -> &'static [StatePart] {
-        use StatePart::{FirstMoment, FirstScale, SecondMoment, SecondScale, Updates};
-        match self.options.kind {
-            OptimizerKind::AdamW => &[Updates, FirstMoment, SecondMoment],
-            OptimizerKind::AdamW8bit => &[Updates, FirstScale, SecondScale, FirstMoment, SecondMoment],
-        }
+impl OptimizerState for Optimizer {
+    fn parts(&self) -> &'static [StatePart] {
+        StatePart::all(self.options.kind)
     }
 
-    /// Type and number of the values of a part. Parameters are counted as [`Adapters::parameters`] lists them.
-    ///
-    /// [`Adapters::parameters`]: crate::adapters::Adapters::parameters
-    pub fn part_layout(&self, parameter: usize, part: StatePart) -> (Dtype, usize) {
+    fn part_layout(&self, parameter: usize, part: StatePart) -> (Dtype, usize) {
         let segments = self.segments.get(parameter).map_or(&[][..], Vec::as_slice);
         (part.dtype(self.options.kind), segments.iter().map(|segment| segment.view(part).len()).sum())
     }
 
-    /// A copy of a part.
-    pub fn part(&self, parameter: usize, part: StatePart) -> StateValues {
+    fn part(&self, parameter: usize, part: StatePart) -> Result<StateValues> {
         let (dtype, count) = self.part_layout(parameter, part);
         let mut values = StateValues::with_capacity(dtype, count);
         for segment in self.segments.get(parameter).into_iter().flatten() {
             segment.view(part).append_to(&mut values);
         }
-        values
+        Ok(values)
     }
 
-    /// Puts a part back. Nothing is changed when an error is returned.
-    pub fn set_part(&mut self, parameter: usize, part: StatePart, values: &StateValues) -> Result<()> {
-        let expected = self.part_layout(parameter, part);
-        let found = (values.dtype(), values.len());
-        if found != expected {
-            let name = part.name();
-            return Err(Error::Invalid(format!(
-                "{name} of parameter {parameter}: found {found:?}, expected {expected:?}"
-            )));
-        }
+    fn set_part(&mut self, parameter: usize, part: StatePart, values: &StateValues) -> Result<()> {
+        self.expect_layout(parameter, part, values)?;
         let mut next = 0;
         for segment in self.segments.get_mut(parameter).into_iter().flatten() {
             let range = next..next + segment.view(part).len();
@@ -247,7 +266,7 @@ mod tests {
             for (index, parameter) in first.adapters.parameters().iter().enumerate() {
                 second.adapters.parameters()[index].set_values(&parameter.values().unwrap()).unwrap();
                 for &part in first.optimizer.parts() {
-                    let values = first.optimizer.part(index, part);
+                    let values = first.optimizer.part(index, part).unwrap();
                     assert_eq!((values.dtype(), values.len()), first.optimizer.part_layout(index, part));
                     second.optimizer.set_part(index, part, &values).unwrap();
                 }

@@ -11,8 +11,9 @@ use crate::weights::ExpertPath;
 pub(super) struct LayerLora {
     /// Rank by the path below the layer, as in `self_attn.q_proj`.
     linears: BTreeMap<String, usize>,
-    /// Sum of the ranks of all experts' gate, up and down.
+    /// Sum of the ranks of all experts' gate, up and down, and the largest of them.
     expert_rank_sums: [u64; 3],
+    most_expert_ranks: [u64; 3],
     /// Values of the flat parameter of the routed experts.
     pub(super) expert_values: u64,
 }
@@ -41,6 +42,11 @@ impl LayerLora {
         self.expert_rank_sums.map(|sum| sum as f64 / experts.max(1) as f64)
     }
 
+    /// The largest rank of any expert's gate, up and down.
+    pub(super) fn most_expert_ranks(&self) -> [u64; 3] {
+        self.most_expert_ranks
+    }
+
     pub(super) fn is_adapted(&self) -> bool {
         self.has_experts() || !self.linears.is_empty()
     }
@@ -61,6 +67,8 @@ impl Adapted {
             };
             match ExpertPath::parse(&module.path) {
                 Some(expert) => {
+                    let most = &mut layer.most_expert_ranks[expert.projection];
+                    *most = (*most).max(module.rank as u64);
                     layer.expert_rank_sums[expert.projection] += module.rank as u64;
                     layer.expert_values += (module.rank * (module.inputs + module.outputs)) as u64;
                 }

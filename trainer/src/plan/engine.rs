@@ -1,47 +1,33 @@
-//! What an engine's memory is made of: the CPU engine as it is, and a GPU engine as it is designed. The numbers of the GPU
-//! follow from the design and from what is published; none of them is measured.
+//! What the memory of the CPU engine is made of besides what its ops ask for.
 
-use brightrun_kernels::cross_entropy::CHUNK_ROWS;
 use serde::Serialize;
 
-use super::machine::{Machine, MachineKind};
+use super::machine::MachineKind;
 
 const MIB: u64 = 1 << 20;
 
-/// Whether an engine's numbers were compared with a running one.
+/// What a plan's memory was compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
-    /// The engine exists, and tests hold its prediction against what it takes.
+    /// What processes really take.
     Measured,
-    /// The engine is a design; its numbers are computed.
-    Computed,
+    /// What the engine takes on an emulated card: every byte of an arena is the same there, the driver's own needs are not. No
+    /// card was measured.
+    Emulated,
 }
 
-/// Sizes that differ between engines.
+/// Sizes of the CPU engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Engine {
-    pub(super) basis: Basis,
-    /// Bytes of an activation.
-    pub(super) activation: u64,
-    /// Bytes of a base weight that is not quantised.
-    pub(super) plain: u64,
-    /// Zeros that a sum of gradients begins with take memory.
-    pub(super) zeros_take_memory: bool,
     /// Threads that need buffers of their own.
     pub(super) threads: u64,
-    /// Rows of logits that exist at the same time.
-    pub(super) logit_rows: u64,
-    /// An output projection in NF4 is decoded whole.
-    pub(super) decodes_head: bool,
-    /// Memory of the process or the device context before anything is loaded.
+    /// Memory of the process before anything is loaded.
     pub(super) process: u64,
     /// Buffers of matrix products and of decoding, whatever the model.
     pub(super) workspace: u64,
-    /// What an allocator holds on to, whatever it is asked for.
-    pub(super) heap: u64,
-    /// And where the base is kept in full precision.
-    full_precision_heap: u64,
+    /// What the allocator holds on to, whatever it is asked for.
+    heap: u64,
     /// What telling the end takes.
     pub(super) closing: u64,
 }
@@ -68,74 +54,43 @@ const CPU_HEAP_BUFFER: u64 = 48 * MIB;
 /// Each of the two is at most so many of the largest buffers.
 const CPU_MOST_BUFFERS: u64 = 2;
 
-/// What a CUDA context with its modules takes on a data-centre card: 400 to 550 MiB are commonly reported.
-const GPU_CONTEXT: u64 = 550 * MIB;
-/// The workspace cuBLAS asks for on Hopper is 32 MiB; as much again for decoded blocks, and for what a caching allocator
-/// rounds up.
-const GPU_WORKSPACE: u64 = 96 * MIB;
-/// Rows of logits on a GPU: enough for full tiles of the product; for the 151,936 words of Qwen 622 MB in `f32`.
-const GPU_LOGIT_ROWS: u64 = 1024;
+// === impl Basis ===
+
+impl Basis {
+    pub(super) fn of(machine: &MachineKind) -> Self {
+        match machine {
+            MachineKind::Cpu { .. } => Self::Measured,
+            MachineKind::Gpu { .. } => Self::Emulated,
+        }
+    }
+}
 
 // === impl Engine ===
 
 impl Engine {
-    pub(super) fn of(machine: &Machine) -> Self {
-        match &machine.kind {
-            MachineKind::Cpu { threads, .. } => Self::cpu((*threads).max(1) as u64),
-            MachineKind::Gpu { .. } => Self::gpu(),
-        }
-    }
-
-    fn cpu(threads: u64) -> Self {
+    /// With so many threads.
+    pub(super) fn cpu(threads: usize) -> Self {
+        let threads = threads.max(1) as u64;
         Self {
-            basis: Basis::Measured,
-            activation: 4,
-            plain: 4,
-            zeros_take_memory: false,
             threads,
-            logit_rows: CHUNK_ROWS as u64,
-            decodes_head: true,
             process: CPU_PROCESS,
             workspace: CPU_WORKSPACE + threads * CPU_THREAD_WORKSPACE,
             heap: CPU_HEAP + threads * CPU_THREAD_HEAP,
-            full_precision_heap: CPU_FULL_PRECISION_HEAP,
             closing: CPU_CLOSING,
-        }
-    }
-
-    fn gpu() -> Self {
-        Self {
-            basis: Basis::Computed,
-            activation: 2,
-            plain: 2,
-            zeros_take_memory: true,
-            // Blocks of threads keep their buffers in shared memory.
-            threads: 0,
-            logit_rows: GPU_LOGIT_ROWS,
-            decodes_head: false,
-            process: GPU_CONTEXT,
-            workspace: GPU_WORKSPACE,
-            // What an allocator loses is in the share of a card that no plan fills.
-            heap: 0,
-            full_precision_heap: 0,
-            closing: 0,
         }
     }
 
     /// What an allocator holds on to that nobody uses, where the largest buffer has so many bytes.
     pub(super) fn allocator(&self, largest: u64, quantised: bool) -> u64 {
-        if self.heap == 0 {
-            return 0;
-        }
         // Small runs leave small holes.
         let most = CPU_MOST_BUFFERS * largest;
-        let read = if quantised { 0 } else { self.full_precision_heap.min(most) };
+        let read = if quantised { 0 } else { CPU_FULL_PRECISION_HEAP.min(most) };
         read + (self.heap + largest.min(CPU_HEAP_BUFFER)).min(most)
     }
 
     /// Bytes of so many activations.
-    pub(super) fn values(&self, count: u64) -> u64 {
-        count * self.activation
+    pub(super) fn values(count: u64) -> u64 {
+        4 * count
     }
 
     /// Bytes of a token's own row: id, target, position, and its share of the batch it was read into.

@@ -6,7 +6,8 @@ use brightrun_kernels::adamw::MOMENT_BLOCK;
 use brightrun_kernels::nf4::{BLOCK, NESTED_BLOCK};
 use serde::Serialize;
 
-use super::engine::Engine;
+use super::gpu::base_bytes;
+use super::machine::MachineKind;
 use crate::config::{CheckpointFormat, ModelConfig};
 use crate::lora::{AdapterDtype, Dialect, LoraPlan, ModuleLora};
 use crate::optim::OptimizerKind;
@@ -69,13 +70,13 @@ pub struct ParameterCounts {
 
 /// Tensors that are alike: of one kind, shape and name.
 #[derive(Debug, Clone)]
-struct Group {
-    kind: PartKind,
-    count: u64,
+pub(super) struct Group {
+    pub(super) kind: PartKind,
+    pub(super) count: u64,
     /// Of one of them.
-    values: u64,
+    pub(super) values: u64,
     /// The module of one of them, where they are weights of linears.
-    linear: Option<String>,
+    pub(super) linear: Option<String>,
 }
 
 /// The tensors of a base model, those that are loaded first in front; nothing of it depends on the job.
@@ -152,15 +153,18 @@ fn nf4_bytes(values: u64) -> u64 {
 // === impl Group ===
 
 impl Group {
-    /// What one of them takes, and whether it is quantised.
-    fn bytes(&self, config: &ModelConfig, precision: &BasePrecision, engine: &Engine) -> (u64, bool) {
+    /// What all of them take, and whether they are quantised.
+    fn bytes(&self, config: &ModelConfig, precision: &BasePrecision, machine: &MachineKind) -> (u64, bool) {
         // What bitsandbytes quantised stays so whatever is asked for; by default that is what we quantise.
         let nf4 = BasePrecision::nf4();
         let precision = if config.checkpoint == CheckpointFormat::Bnb4bit { &nf4 } else { precision };
-        match self.linear.as_deref().and_then(|path| precision.quantises(path)) {
-            Some(_) => (nf4_bytes(self.values), true),
-            None => (self.values * engine.plain, false),
-        }
+        let quantised = self.linear.as_deref().and_then(|path| precision.quantises(path));
+        let bytes = match (machine, quantised) {
+            (MachineKind::Gpu { .. }, _) => base_bytes(self, config.moe.experts as u64, quantised),
+            (MachineKind::Cpu { .. }, Some(_)) => self.count * nf4_bytes(self.values),
+            (MachineKind::Cpu { .. }, None) => self.count * self.values * 4,
+        };
+        (bytes, quantised.is_some())
     }
 }
 
@@ -186,13 +190,14 @@ impl Base {
         Self { groups }
     }
 
-    pub(super) fn sizes(&self, config: &ModelConfig, precision: &BasePrecision, engine: &Engine) -> BaseSizes {
+    pub(super) fn sizes(&self, config: &ModelConfig, precision: &BasePrecision, machine: &MachineKind) -> BaseSizes {
         let mut sizes = BaseSizes { all: 0, quantised: 0, loading: 0 };
         for group in &self.groups {
-            let (bytes, quantised) = group.bytes(config, precision, engine);
-            let all = group.count * bytes;
-            // The last one is read as `f32`, then either quantised (its codes beside it) or copied to where it is shared.
-            sizes.loading = sizes.loading.max(sizes.all + all + 4 * group.values);
+            let (all, quantised) = group.bytes(config, precision, machine);
+            // The last one is read as `f32`, then either quantised (its codes beside it) or copied to where it is shared; a card
+            // gets it as it stays.
+            let beside = if matches!(machine, MachineKind::Cpu { .. }) { 4 * group.values } else { 0 };
+            sizes.loading = sizes.loading.max(sizes.all + all + beside);
             sizes.all += all;
             sizes.quantised += if quantised { all } else { 0 };
         }
@@ -205,7 +210,7 @@ impl Base {
         config: &ModelConfig,
         precision: &BasePrecision,
         trained: &Trained,
-        engine: &Engine,
+        machine: &MachineKind,
     ) -> ParameterCounts {
         let mut by_kind = BTreeMap::<PartKind, PartCount>::new();
         for group in &self.groups {
@@ -215,7 +220,7 @@ impl Base {
             let part = by_kind.entry(kind).or_insert(empty);
             part.tensors += group.count;
             part.base += group.count * group.values;
-            part.base_bytes += group.count * group.bytes(config, precision, engine).0;
+            part.base_bytes += group.bytes(config, precision, machine).0;
         }
         ParameterCounts {
             base: by_kind.values().map(|part| part.base).sum(),

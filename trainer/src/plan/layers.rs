@@ -1,4 +1,4 @@
-//! The ops of a layer as [`Tape`]s: the forward code of `model`, with the buffers of the kernels behind it.
+//! The ops of a layer on a processor as [`Tape`]s: the forward code of `model`, with the buffers of the kernels behind it.
 //!
 //! `N` are the tokens of a micro-batch, `H` the width of the residual stream; what an op keeps or needs for a moment is
 //! said where it is written down.
@@ -49,8 +49,7 @@ pub(super) fn cost(
     batch: &BatchShape,
     (dropout, quantised, wants_input): (bool, bool, bool),
 ) -> Cost {
-    let tape = Tape::new(engine.zeros_take_memory);
-    let mut builder = Builder { config, lora, engine, batch, dropout, quantised, tape };
+    let mut builder = Builder { config, lora, engine, batch, dropout, quantised, tape: Tape::default() };
     builder.layer(layer, wants_input);
     builder.tape.cost()
 }
@@ -60,7 +59,7 @@ pub(super) fn cost(
 impl Builder<'_> {
     /// Bytes of `width` values a token.
     fn rows(&self, width: usize) -> u64 {
-        self.engine.values(self.batch.tokens * width as u64)
+        Engine::values(self.batch.tokens * width as u64)
     }
 
     /// An op with no more than its arguments and its output.
@@ -100,7 +99,6 @@ impl Builder<'_> {
         let Some(rank) = self.lora.rank(path) else {
             return self.tape.run(Op { inputs: vec![x], output, gives: Gives::All, ..Op::default() });
         };
-        // Parameters and their gradients are `f32` on every engine.
         let a = self.tape.parameter(4 * (rank * inputs) as u64);
         let b = self.tape.parameter(4 * (rank * outputs) as u64);
         let (low, copy) = (self.rows(rank), if self.dropout { self.rows(inputs) } else { 0 });
@@ -193,7 +191,6 @@ impl Builder<'_> {
             inputs: vec![qkv, ba],
             output: written,
             scratch,
-            // States are summed over a whole document, so they are `f32` on every engine.
             saved: 4 * self.batch.chunks * heads as u64 * state + written,
             saved_anyway: false,
             backward_scratch: 2 * scratch,

@@ -38,8 +38,8 @@ pub enum MachineKind {
     },
 }
 
-/// Share of a card's memory that a plan may fill: the rest is for what an allocator loses between its blocks, and for what
-/// the plan does not know.
+/// Share of a card's memory that a plan may fill: the rest is for what the plan does not know as long as no card has run it,
+/// above all what the driver takes.
 const GPU_SHARE: f64 = 0.93;
 /// The same of a machine's memory, in which other programs live too.
 const CPU_SHARE: f64 = 0.9;

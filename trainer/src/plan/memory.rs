@@ -1,7 +1,8 @@
-//! The peak of a step: what is always there, and the most that any moment of forward, loss and backward adds.
+//! The peak of a step on a processor: what is always there, and the most that any moment of forward, loss and backward adds.
 
 use std::collections::HashMap;
 
+use brightrun_kernels::cross_entropy::CHUNK_ROWS;
 use serde::Serialize;
 
 use super::adapted::{Adapted, LayerLora};
@@ -22,17 +23,17 @@ pub struct Memory {
     pub adapters: u64,
     /// The optimiser's moments.
     pub optimizer: u64,
-    /// Gradients of the adapters that are there at the peak.
+    /// Gradients of the adapters that are there at the peak; on a card all of them, always.
     pub gradients: u64,
     /// Inputs of layers that are kept for the way back.
     pub kept_inputs: u64,
     /// Graphs, activations and their gradients: of one layer, or of all where nothing is computed twice.
     pub activations: u64,
-    /// Packed and decoded blocks of matrix products.
+    /// Packed and decoded blocks of matrix products; on a card, what the vendor's library may use.
     pub workspace: u64,
-    /// Ids, targets, positions and the table of rotations.
+    /// Ids, targets, positions and the table of rotations; on a card, lists of documents and chunks instead of the first.
     pub tokens: u64,
-    /// Freed memory that the allocator holds on to.
+    /// Freed memory that the allocator holds on to; on a card, gaps that nothing fitted into.
     pub allocator: u64,
     /// The process or the device context itself.
     pub process: u64,
@@ -158,7 +159,7 @@ impl Step<'_> {
     fn moments(&self, costs: &[Cost]) -> Vec<Moment> {
         let first = self.adapted.first();
         let keeps_graphs = self.recompute == Recompute::None;
-        let row = self.engine.values(self.batch.tokens * self.config.hidden_size as u64);
+        let row = Engine::values(self.batch.tokens * self.config.hidden_size as u64);
         // Once a micro-batch is done, the gradients of all layers are there.
         let all: u64 = costs.iter().map(|cost| cost.gradients).sum::<u64>() + self.head_gradients();
         let before = if self.accumulates { all } else { 0 };
@@ -208,7 +209,7 @@ impl Step<'_> {
     fn routers(&self) -> u64 {
         let sparse = self.config.layers.iter().filter(|layer| layer.mlp == MlpKind::Sparse).count();
         let width = (self.config.moe.experts + self.config.moe.per_token) as u64;
-        if self.parameters.router_aux_loss { sparse as u64 * self.engine.values(self.batch.tokens * width) } else { 0 }
+        if self.parameters.router_aux_loss { sparse as u64 * Engine::values(self.batch.tokens * width) } else { 0 }
     }
 
     fn head_gradients(&self) -> u64 {
@@ -220,19 +221,15 @@ impl Step<'_> {
     /// logits and stays; scaled and summed it goes through the norm, whose gradient is summed too.
     fn head(&self) -> u64 {
         let (width, words) = (self.config.hidden_size as u64, self.config.vocab_size as u64);
-        let row = self.engine.values(self.batch.tokens * width);
-        let rows = self.engine.logit_rows.min(self.batch.targets);
+        let row = Engine::values(self.batch.tokens * width);
+        let rows = (CHUNK_ROWS as u64).min(self.batch.targets);
         let rank = self.adapted.head.unwrap_or_default() as u64;
         let dropped = if rank > 0 && self.parameters.lora_dropout > 0.0 { 2 * rows * width } else { 0 };
         // Logits are `f32`, as is what is gathered for them; the LoRA pair adds its low-rank rows and its gradients.
         let chunk = 4 * (rows * (words + 2 * width + 2 * rank) + dropped);
-        let decoded = match self.head_is_quantised() && self.engine.decodes_head {
-            true => 4 * words * width,
-            false => 0,
-        };
-        let zeros = if self.engine.zeros_take_memory { row } else { 0 };
+        let decoded = if self.head_is_quantised() { 4 * words * width } else { 0 };
         let forward = 3 * row + chunk + decoded + self.head_gradients();
-        let backward = 6 * row + zeros + 3 * self.head_gradients();
+        let backward = 6 * row + 3 * self.head_gradients();
         forward.max(backward)
     }
 
@@ -266,7 +263,7 @@ impl Step<'_> {
     }
 }
 
-fn kind_name(layer: LayerConfig) -> String {
+pub(super) fn kind_name(layer: LayerConfig) -> String {
     let mixer = match layer.mixer {
         MixerKind::Attention => "attention",
         MixerKind::DeltaNet => "delta_net",

@@ -5,19 +5,21 @@
 //! peak = base + adapters + moments + workspace + tokens + allocator + process
 //!      + max over all moments of a step (kept layer inputs + gradients so far + what that moment holds)
 //! ```
-//! What a moment holds is found by walking the ops of a layer as the tensor library does ([`tape`]). Numbers of the CPU
-//! engine are held against measured ones by a test; those of GPUs are computed until there is an engine to measure
-//! ([`Basis`]).
+//! What a moment holds is found by walking through a step: on a CPU through the ops of a layer as the tensor library does
+//! ([`tape`]), on a card through all that our own step asks of the arena ([`gpu`]). Tests hold the first against what
+//! processes take, and the second against an emulated card ([`Basis`]).
 
 mod adapted;
 mod compute;
 mod engine;
 mod eta;
 mod facts;
+mod gpu;
 mod inventory;
 mod layers;
 mod machine;
 mod memory;
+mod rates;
 mod refusal;
 mod table;
 mod tape;
@@ -34,12 +36,13 @@ use crate::lora::{self, LoraPlan};
 use crate::run::{Data, Parameters};
 use crate::step::Recompute;
 use adapted::Adapted;
-use compute::{Load, operations};
+use compute::{Load, Passes};
 use engine::Engine;
+use gpu::GpuStep;
 use inventory::{Base, BaseSizes, Trained};
 use memory::Step;
 
-pub use compute::{Operations, Time, operations_of_token};
+pub use compute::{Again, Operations, Time, operations_of_token};
 pub use engine::Basis;
 pub use eta::TimeEstimate;
 pub use facts::{DataFacts, Work};
@@ -55,7 +58,7 @@ pub use table::{duration, gigabytes};
 pub struct Plan {
     /// What it is planned for.
     pub machine: Machine,
-    /// Whether memory was ever compared with a running engine of this kind.
+    /// What memory was compared with.
     pub basis: Basis,
     /// Parameters and the adapter's size.
     pub parameters: ParameterCounts,
@@ -182,35 +185,51 @@ impl<'a> Planner<'a> {
     /// The fastest way to run that fits, or the smallest where none does.
     pub fn plan(&self, machine: &Machine) -> Result<Plan> {
         let capacities = self.micro_batch_tokens.map_or_else(|| self.capacities(), |tokens| vec![tokens]);
-        let kinds = self.recompute.map_or_else(|| vec![Recompute::None, Recompute::Layers], |kind| vec![kind]);
-        self.plan_among(machine, &capacities, &kinds)
+        self.plan_among(machine, &capacities, &self.kinds(machine))
+    }
+
+    /// What is kept of the forward pass: on a card always the inputs of layers and no more.
+    fn kinds(&self, machine: &Machine) -> Vec<Recompute> {
+        match (&machine.kind, self.recompute) {
+            (MachineKind::Gpu { .. }, _) => vec![Recompute::Layers],
+            (MachineKind::Cpu { .. }, None) => vec![Recompute::None, Recompute::Layers],
+            (MachineKind::Cpu { .. }, Some(kind)) => vec![kind],
+        }
+    }
+
+    /// What a job asks for that this machine does otherwise. The result is the same.
+    pub fn warning(&self, machine: &Machine) -> Option<String> {
+        let card = matches!(machine.kind, MachineKind::Gpu { .. });
+        (card && self.parameters.recompute == Some(false)).then(|| {
+            "recompute is false, but on a card layers are always computed again; the result is the same".to_owned()
+        })
     }
 
     /// The memory of a step with exactly this micro-batch; `accumulates`: it is not the only one of its step.
     pub fn step_memory(&self, machine: &Machine, batch: BatchShape, accumulates: bool, recompute: Recompute) -> Memory {
-        let engine = Engine::of(machine);
-        let base = self.base.sizes(self.config, &self.parameters.precision(), &engine);
-        self.step(&engine, base, batch, accumulates, recompute).memory()
+        let base = self.base.sizes(self.config, &self.parameters.precision(), &machine.kind);
+        self.memory(machine, base, (batch, accumulates), recompute, 1)
     }
 
-    fn step<'s>(
-        &'s self,
-        engine: &'s Engine,
+    /// The memory of a run of so many steps.
+    fn memory(
+        &self,
+        machine: &Machine,
         base: BaseSizes,
-        batch: BatchShape,
-        accumulates: bool,
+        (batch, accumulates): (BatchShape, bool),
         recompute: Recompute,
-    ) -> Step<'s> {
-        Step {
-            config: self.config,
-            trained: &self.trained,
-            adapted: &self.adapted,
-            parameters: self.parameters,
-            engine,
-            base,
-            batch,
-            accumulates,
-            recompute,
+        steps: u64,
+    ) -> Memory {
+        let (config, adapted, parameters) = (self.config, &self.adapted, self.parameters);
+        match &machine.kind {
+            MachineKind::Cpu { threads, .. } => {
+                let (trained, engine) = (&self.trained, &Engine::cpu(*threads));
+                Step { config, trained, adapted, parameters, engine, base, batch, accumulates, recompute }.memory()
+            }
+            MachineKind::Gpu { .. } => {
+                let (plan, machine) = (self.plan, &machine.kind);
+                GpuStep { config, plan, adapted, parameters, machine, base, batch, steps }.memory()
+            }
         }
     }
 
@@ -237,15 +256,14 @@ impl<'a> Planner<'a> {
     }
 
     fn plan_among(&self, machine: &Machine, capacities: &[u32], kinds: &[Recompute]) -> Result<Plan> {
-        let engine = Engine::of(machine);
         let precision = self.parameters.precision();
-        let base = self.base.sizes(self.config, &precision, &engine);
-        let counts = self.base.counts(self.config, &precision, &self.trained, &engine);
+        let base = self.base.sizes(self.config, &precision, &machine.kind);
+        let counts = self.base.counts(self.config, &precision, &self.trained, &machine.kind);
         let mut plans = Vec::new();
         for &capacity in capacities {
             let work = self.facts.work(self.parameters, capacity)?;
             for &recompute in kinds {
-                plans.push(self.one(machine, &engine, base, &counts, &work, capacity, recompute));
+                plans.push(self.one(machine, base, &counts, &work, capacity, recompute));
             }
         }
         let choices: Vec<Choice> = plans.iter().map(|plan| plan.choice).collect();
@@ -256,19 +274,19 @@ impl<'a> Planner<'a> {
     fn one(
         &self,
         machine: &Machine,
-        engine: &Engine,
         base: BaseSizes,
         counts: &ParameterCounts,
         work: &Work,
         capacity: u32,
         recompute: Recompute,
     ) -> Plan {
-        let memory = self.step(engine, base, work.largest, work.accumulates, recompute).memory();
+        let memory = self.memory(machine, base, (work.largest, work.accumulates), recompute, work.steps);
         let targets = work.target_tokens as f64 / work.computed_tokens.max(1) as f64;
-        let operations = operations(self.config, &self.adapted, recompute, work.mean_document, targets);
+        let again = Again::of(&machine.kind, recompute);
+        let passes = Passes::of(self.config, &self.adapted, again, work.mean_document, targets);
         let load = Load {
             work,
-            operations,
+            passes,
             base,
             base_parameters: counts.base,
             trainable: counts.trainable,
@@ -280,7 +298,7 @@ impl<'a> Planner<'a> {
         let usable_bytes = machine.usable_bytes();
         Plan {
             machine: machine.clone(),
-            basis: engine.basis,
+            basis: Basis::of(&machine.kind),
             parameters: counts.clone(),
             work: work.clone(),
             choice: Choice { micro_batch_tokens: capacity, recompute, peak_bytes, step_seconds: time.step_seconds },
@@ -288,7 +306,7 @@ impl<'a> Planner<'a> {
             fits: peak_bytes <= usable_bytes,
             memory,
             usable_bytes,
-            operations,
+            operations: passes.operations(),
             time,
         }
     }

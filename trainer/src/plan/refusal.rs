@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::table::gigabytes;
-use super::{Machine, Plan, Planner};
+use super::{Machine, MachineKind, Plan, Planner};
 use crate::Result;
 use crate::lora::TargetSet;
 use crate::optim::OptimizerKind;
@@ -110,7 +110,8 @@ impl Planner<'_> {
         if self.micro_batch_tokens.is_some_and(|tokens| tokens != free.choice.micro_batch_tokens) {
             texts.push(format!("micro_batch_tokens {}", free.choice.micro_batch_tokens));
         }
-        if self.recompute.is_some_and(|kind| kind != free.choice.recompute) {
+        let fixed = matches!(machine.kind, MachineKind::Cpu { .. }) && self.recompute.is_some();
+        if fixed && self.recompute != Some(free.choice.recompute) {
             texts.push(format!("recompute {}", free.choice.recompute == Recompute::Layers));
         }
         Ok((free.fits && !texts.is_empty()).then(|| suggestion(texts.join(" with "), &free)))

@@ -67,7 +67,7 @@ impl Plan {
         let memory = &self.memory;
         let basis = match self.basis {
             Basis::Measured => "as the CPU engine was measured",
-            Basis::Computed => "computed, not measured",
+            Basis::Emulated => "as an emulated card takes it",
         };
         writeln!(out, "Memory      {} at the peak ({}; {basis})", gigabytes(memory.peak), memory.peak_at)?;
         for (name, bytes) in [

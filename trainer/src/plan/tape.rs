@@ -71,8 +71,6 @@ pub(super) struct Tape {
     tensors: Vec<Tensor>,
     ops: Vec<(Op, Slot)>,
     events: Vec<Event>,
-    /// Zeros that a sum begins with take memory (on a GPU; on a CPU pages that nobody wrote to take none).
-    zeros_take_memory: bool,
 }
 
 /// What a layer takes, in bytes, without its input and its parameters.
@@ -97,10 +95,6 @@ pub(super) struct Cost {
 // === impl Tape ===
 
 impl Tape {
-    pub(super) fn new(zeros_take_memory: bool) -> Self {
-        Self { zeros_take_memory, ..Self::default() }
-    }
-
     fn tensor(&mut self, bytes: u64, kind: Kind) -> Slot {
         self.tensors.push(Tensor { bytes, kind });
         self.tensors.len() - 1
@@ -246,9 +240,9 @@ impl Tape {
             for slot in targets {
                 let bytes = self.tensors[slot].bytes;
                 let before = sums.insert(slot, bytes);
-                let zeros = if before.is_none() && self.zeros_take_memory { bytes } else { 0 };
+                // Zeros that a sum begins with are pages that nobody wrote to.
                 live += bytes;
-                peak = peak.max(live + given + zeros);
+                peak = peak.max(live + given);
                 live -= before.unwrap_or_default();
             }
             live -= own;
@@ -267,7 +261,7 @@ mod tests {
 
     #[test]
     fn without_a_graph_dropped_tensors_are_gone_with_one_they_stay() {
-        let mut tape = Tape::new(false);
+        let mut tape = Tape::default();
         let x = tape.input(100, true);
         let a = tape.run(Op { scratch: 5, saved: 3, ..op(&[x], 10) });
         let b = tape.run(op(&[a], 20));
@@ -280,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_leads_to_no_variable_is_not_kept() {
-        let mut tape = Tape::new(false);
+        let mut tape = Tape::default();
         let x = tape.input(100, false);
         let a = tape.run(op(&[x], 10));
         let p = tape.parameter(7);
@@ -296,7 +290,7 @@ mod tests {
 
     #[test]
     fn sums_of_gradients_exist_twice_while_they_grow() {
-        let mut tape = Tape::new(false);
+        let mut tape = Tape::default();
         let x = tape.input(10, true);
         let a = tape.run(op(&[x], 10));
         let b = tape.run(Op { gives: Gives::Itself, ..op(&[x, a], 10) });
@@ -304,9 +298,5 @@ mod tests {
         assert_eq!(tape.bytes(b), 10);
         // At the end: the gradient of `a`, what it gives to `x`, the old and the new sum of `x`.
         assert_eq!(cost.backward_peak, 20 + 40);
-        let mut gpu = tape.clone();
-        gpu.zeros_take_memory = true;
-        // The sum of both arguments, the node's own, and the zeros of the second.
-        assert_eq!(gpu.cost().backward_peak, 20 + 40);
     }
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::adapters::Adapters;
 use crate::lora::TargetSet;
-use crate::optim::{Optimizer, OptimizerKind, StatePart};
+use crate::optim::{Optimizer, OptimizerKind, OptimizerState, StatePart};
 use crate::run::PrecisionKind;
 
 /// Qwen3-Next-80B-A3B as published.
@@ -79,9 +79,12 @@ fn the_base_and_all_experts_are_as_large_as_published() {
     assert!((plan.memory.base as f64 / 42.1e9 - 1.0).abs() < 0.01, "{}", plan.memory.base);
     assert_eq!(plan.parameters.adapted_linears, 73_920);
     assert!((plan.parameters.trainable as f64 / 3.02e9 - 1.0).abs() < 0.01, "{}", plan.parameters.trainable);
-    // A 6 GB file, 12 GB of `f32`, 24 GB of moments.
+    // A 6 GB file; on a card 12 GB of `f32` with 6 GB of copies, 12 GB of gradients, 24 GB of moments.
     assert!((plan.parameters.adapter_file_bytes as f64 / 6.06e9 - 1.0).abs() < 0.02);
-    assert!((plan.memory.optimizer as f64 / plan.memory.adapters as f64 - 2.0).abs() < 1e-9);
+    let trained = 4.0 * plan.parameters.trainable as f64;
+    for (bytes, times) in [(plan.memory.adapters, 1.5), (plan.memory.gradients, 1.0), (plan.memory.optimizer, 2.0)] {
+        assert!((bytes as f64 / trained / times - 1.0).abs() < 2e-3, "{bytes} of {times} x {trained}");
+    }
     let small = Parameters { optimizer: OptimizerKind::AdamW8bit, ..all };
     let eight = planned(&small, 2048, |p| p.plan(&gpu("H100", 80, 4.0)).unwrap()).memory.optimizer;
     assert!((eight as f64 / plan.memory.optimizer as f64 - (2.0 + 8.0 / 256.0) / 8.0).abs() < 1e-3);
@@ -121,15 +124,18 @@ fn moments_take_what_the_optimiser_takes() {
     assert!(seen[0] == seen[1] && seen[2] < seen[3] && seen[3] < seen[0] / 3, "{seen:?}");
 }
 
-/// GFLOP a token with full recompute, and without, from the limits computed for this model.
+/// GFLOP a token with full recompute, and without, from the limits computed for this model. A card leaves out the last product
+/// of the experts the second time: 48 layers of 10 experts with 2 x 2048 x 512 operations, 1.0 GFLOP.
 #[test]
 fn operations_are_those_computed_for_the_80b() {
     for (length, with, without) in [(2048, 22.5, 15.6), (4096, 23.4, 16.3), (8192, 25.3, 17.7)] {
         let parameters = Parameters { max_seq_length: length as usize, ..Parameters::default() };
-        for (recompute, expected) in [(Recompute::Layers, with), (Recompute::None, without)] {
-            let plan = planned(&parameters, length, |p| {
-                p.clone().fixed(Some(8192), Some(recompute)).plan(&gpu("H100", 80, 4.0)).unwrap()
-            });
+        let (cpu, card) = (Machine::cpu(8, 64 * GIB), gpu("H100", 80, 4.0));
+        for (machine, recompute, expected) in
+            [(&cpu, Recompute::Layers, with), (&cpu, Recompute::None, without), (&card, Recompute::Layers, with - 1.0)]
+        {
+            let plan =
+                planned(&parameters, length, |p| p.clone().fixed(Some(8192), Some(recompute)).plan(machine).unwrap());
             let found = plan.operations.total / 1e9;
             assert!((found / expected - 1.0).abs() < 0.025, "{length} {recompute:?}: {found} for {expected}");
         }
@@ -154,12 +160,64 @@ fn a_plan_is_made_in_no_time_and_its_parts_add_up() {
 #[test]
 fn more_memory_is_used_for_speed_and_less_is_respected() {
     let parameters = Parameters::default();
-    let choice = |gib| planned(&parameters, 2048, |p| p.plan(&gpu("card", gib, 1.0)).unwrap());
-    let (small, large) = (choice(48), choice(300));
+    let choice = |gib| planned(&parameters, 2048, |p| p.plan(&Machine::cpu(8, gib * GIB)).unwrap());
+    let (small, large) = (choice(56), choice(600));
     assert!(small.fits && large.fits);
     assert_eq!((small.choice.recompute, large.choice.recompute), (Recompute::Layers, Recompute::None));
     assert!(large.choice.step_seconds < small.choice.step_seconds);
     assert!(small.memory.peak <= small.usable_bytes);
+    // A card has no such choice, but that of larger micro-batches, which fill the tiles of experts.
+    let choice = |gib| planned(&parameters, 2048, |p| p.plan(&gpu("card", gib, 1.0)).unwrap().choice);
+    let (small, large) = (choice(46), choice(300));
+    assert_eq!((small.recompute, large.recompute), (Recompute::Layers, Recompute::Layers));
+    assert!(small.micro_batch_tokens < large.micro_batch_tokens && large.step_seconds < small.step_seconds);
+}
+
+#[test]
+fn a_card_computes_layers_again_whatever_is_asked_for_and_says_so() {
+    let parameters = Parameters { recompute: Some(false), ..Parameters::default() };
+    planned(&parameters, 2048, |planner| {
+        let (card, planner) = (gpu("H100", 80, 4.0), planner.clone().as_run());
+        let plan = planner.plan(&card).unwrap();
+        assert_eq!((plan.choice.recompute, plan.choices.len()), (Recompute::Layers, 1));
+        assert!(planner.warning(&card).unwrap().contains("recompute is false"));
+        assert_eq!(planner.warning(&Machine::cpu(2, GIB)), None);
+        // A refusal does not ask for what is done anyway.
+        let small = gpu("small", 24, 1.0);
+        let refusal = planner.refusal(&planner.plan(&small).unwrap(), &[]).unwrap().unwrap();
+        assert!(!refusal.to_string().contains("recompute"), "{refusal}");
+    });
+}
+
+/// All that learns lies on a card in four forms from the first step on; with 16 padded rows of copies for ranks of 8.
+#[test]
+fn the_largest_part_beside_the_base_is_what_learns() {
+    let options = |rank| Parameters {
+        targets: TargetSet::All,
+        lora_rank: rank,
+        expert_rank: Some(rank),
+        lora_dropout: 0.0,
+        optimizer: OptimizerKind::AdamW8bit,
+        ..Parameters::default()
+    };
+    let shape = |tokens: u64| BatchShape {
+        tokens,
+        documents: tokens / 2048,
+        longest: 2048,
+        chunks: tokens / 64,
+        targets: tokens,
+        padded: false,
+    };
+    let card = gpu("H100", 80, 4.0);
+    let memory =
+        |rank, tokens| planned(&options(rank), 2048, |p| p.step_memory(&card, shape(tokens), false, Recompute::Layers));
+    let (small, large, wide) = (memory(8, 4096), memory(8, 16384), memory(16, 4096));
+    assert_eq!((small.base, small.adapters, small.optimizer), (large.base, large.adapters, large.optimizer));
+    assert!(small.adapters >= 2 * small.gradients - (1 << 27) && wide.adapters < 2 * wide.gradients);
+    assert!((3.5..4.5).contains(&(large.activations as f64 / small.activations as f64)));
+    assert!(large.peak_at.starts_with("backward of layer"), "{}", large.peak_at);
+    // What was wanted of 80 GB cards.
+    assert!(large.peak < 75_000_000_000 && large.allocator < large.peak / 100, "{large:?}");
 }
 
 #[test]
@@ -171,9 +229,9 @@ fn small_micro_batches_leave_the_tiles_of_experts_empty() {
         });
         plan.time.tokens_per_second
     };
-    // 10 rows of 64, 40 rows, 320 rows; at 30 % of the peak it would be 13,000.
+    // 10 rows of 64, 40 rows, 320 rows; at 40 % of the peak it would be 17,000.
     let rates = [rate(512), rate(2048), rate(16_384)];
-    assert!(rates.is_sorted() && rates[0] < 4_000.0 && (10_000.0..14_000.0).contains(&rates[2]), "{rates:?}");
+    assert!(rates.is_sorted() && rates[0] < 4_000.0 && (15_000.0..19_000.0).contains(&rates[2]), "{rates:?}");
 }
 
 #[test]

@@ -42,7 +42,8 @@ pub(super) fn close(
     }
     let adapter_step = deliver(spec, learner, training, watch)?;
     watch.stage(Stage::Saving);
-    let measured = reading::comparing_loss(&learner.model, data, watch)?;
+    let measured = reading::comparing_loss(training.engine, data, watch)?;
+    training.engine.give_adapters()?;
     let adapter = learner.adapters.changed_since(&before.adapter)?;
     let dir = spec.output_dir.join(ADAPTER_DIR);
     let format = AdapterFormat { dialect: spec.parameters.adapter_dialect, dtype: spec.parameters.adapter_dtype };
@@ -50,9 +51,10 @@ pub(super) fn close(
     lora::write(&dir, &learner.config, &learner.plan, &tensors, format, &spec.base_model_name)?;
     drop(tensors);
     read_back(&dir, learner)?;
+    training.engine.take_adapters()?;
     let reloaded = ReloadCheck {
         reported_loss: measured,
-        reloaded_loss: reading::comparing_loss(&learner.model, data, watch)?,
+        reloaded_loss: reading::comparing_loss(training.engine, data, watch)?,
         tolerance: match spec.parameters.adapter_dtype {
             AdapterDtype::Bf16 => BF16_TOLERANCE,
             AdapterDtype::F32 => F32_TOLERANCE,
@@ -60,7 +62,7 @@ pub(super) fn close(
     };
     let base = BaseCheck {
         sha256_before: before.base.to_string(),
-        sha256_after: learner.model.digest(watch.around.stop)?.to_string(),
+        sha256_after: training.engine.digest(watch.around.stop)?.to_string(),
     };
     let proof = Proof { base: Some(base), adapter: Some(adapter), ops: before.ops, reloaded: Some(reloaded) };
     tell(spec, data, learner, training, adapter_step, &proof, watch)
@@ -76,6 +78,7 @@ fn deliver(spec: &RunSpec, learner: &Learner, training: &mut Training, watch: &m
     match found.checkpoint.filter(|checkpoint| checkpoint.step == best.step) {
         Some(checkpoint) => {
             checkpoint.restore_adapters(&learner.adapters)?;
+            training.engine.take_adapters()?;
             Ok(best.step)
         }
         None => {

@@ -8,30 +8,36 @@ use super::{Parameters, RunSpec};
 use crate::adapters::Adapters;
 use crate::checkpoint::Fingerprint;
 use crate::config::ModelConfig;
+use crate::engine::{Base, Device, Engine};
 use crate::events::Event;
 use crate::lora::{self, LoraPlan};
-use crate::model::Model;
 use crate::plan::{DataFacts, Planner};
 use crate::run::Data;
 use crate::step::Recompute;
 use crate::weights::{Checkpoint, expected_tensors};
 use crate::{Error, Result};
 
-/// The base model with its adapters.
+/// What a run is about to learn; what computes it is an [`Engine`].
 pub(super) struct Learner {
     pub(super) config: ModelConfig,
     pub(super) plan: LoraPlan,
     pub(super) adapters: Adapters,
-    pub(super) model: Model,
     /// How a step is computed.
     pub(super) recompute: Recompute,
+    /// What computes it, where that is not the processor.
+    pub(super) device: Option<&'static str>,
 }
 
 // === impl Learner ===
 
 impl Learner {
     /// Plans before anything large is read, and loads what fits.
-    pub(super) fn load(spec: &RunSpec, data: &Data, watch: &mut Watch) -> Result<Self> {
+    pub(super) fn load(
+        spec: &RunSpec,
+        data: &Data,
+        device: Device<'_>,
+        watch: &mut Watch,
+    ) -> Result<(Self, Box<dyn Engine>)> {
         let parameters = &spec.parameters;
         let config = ModelConfig::read(&spec.model_dir)?;
         let checkpoint = Checkpoint::open(&spec.model_dir, &config)?.until(watch.around.stop);
@@ -48,10 +54,12 @@ impl Learner {
             }
         };
         let recompute = recompute(spec, &config, &plan, data, watch)?;
-        let model = Model::load(&config, &checkpoint, &parameters.precision(), &adapters)?;
+        let (precision, kind) = (parameters.precision(), device.kind());
+        let base = Base { config: &config, checkpoint: &checkpoint, precision: &precision, adapters: &adapters };
+        let engine = device.load(&base, parameters.optimizer(), data.report().steps.total)?;
         // What reading has freed would otherwise be resident beside all that a step takes.
         allocator::give_back();
-        Ok(Self { config, plan, adapters, model, recompute })
+        Ok((Self { config, plan, adapters, recompute, device: kind }, engine))
     }
 
     pub(super) fn base_parameters(&self) -> u64 {
@@ -83,6 +91,7 @@ fn recompute(
         tokens: plan.work.tokens,
         seconds: plan.time.step_seconds * plan.work.steps as f64,
     });
+    planner.warning(machine).into_iter().for_each(|warning| watch.warn(warning));
     match planner.refusal(&plan, &[])? {
         Some(refusal) => Err(Error::DoesNotFit(refusal.to_string())),
         None => Ok(plan.choice.recompute),
@@ -91,7 +100,7 @@ fn recompute(
 
 /// What a checkpoint and the run that goes on from it must have in common. How often is saved, and where files
 /// are, is none of it.
-pub(super) fn fingerprint(spec: &RunSpec, data: &Data, before: &Before, plan: &LoraPlan) -> Result<Fingerprint> {
+pub(super) fn fingerprint(spec: &RunSpec, data: &Data, before: &Before, learner: &Learner) -> Result<Fingerprint> {
     let standard = Parameters::default();
     let decisive = Parameters {
         save_steps: standard.save_steps,
@@ -107,7 +116,10 @@ pub(super) fn fingerprint(spec: &RunSpec, data: &Data, before: &Before, plan: &L
         .with("dataset", &report.training.sha256)
         .with("training examples", report.split.training.examples)
         .with("base model in memory", before.base)
-        .with("adapted modules", plan.modules.len());
+        .with("adapted modules", learner.plan.modules.len());
+    if let Some(device) = learner.device {
+        fingerprint = fingerprint.with("computed on", device);
+    }
     // A fresh one follows from the settings.
     if spec.parameters.init_adapter.is_some() {
         fingerprint = fingerprint.with("init_adapter", before.adapter.whole());

@@ -9,9 +9,8 @@ use crate::artifacts::history::History;
 use crate::batch::MicroBatch;
 use crate::checkpoint::Restored;
 use crate::dataset::report::REPORT_FILE;
+use crate::engine::Engine;
 use crate::events::Event;
-use crate::model::Model;
-use crate::step::evaluate;
 use crate::{Error, Result};
 
 /// Micro-batches that stand in for a validation side where there is none.
@@ -49,31 +48,35 @@ pub(super) fn history(restored: &Restored) -> Result<History> {
 }
 
 /// The mean loss of the validation side.
-pub(super) fn validation_loss(model: &Model, data: &Data, watch: &Watch) -> Result<f64> {
+pub(super) fn validation_loss(engine: &mut dyn Engine, data: &Data, watch: &Watch) -> Result<f64> {
     let batches = data.validation_bins().iter().map(|bin| data.validation_batch(bin));
-    let (loss, targets) = mean_loss(model, batches, watch)?;
+    let (loss, targets) = mean_loss(engine, batches, watch)?;
     same_targets(targets, data.report().split.validation.learnt_tokens)?;
     Ok(loss)
 }
 
 /// A loss by which two adapters are compared: that of the validation side, or of the first documents where there is none.
-pub(super) fn comparing_loss(model: &Model, data: &Data, watch: &Watch) -> Result<f64> {
+pub(super) fn comparing_loss(engine: &mut dyn Engine, data: &Data, watch: &Watch) -> Result<f64> {
     if data.has_validation() {
-        return validation_loss(model, data, watch);
+        return validation_loss(engine, data, watch);
     }
     let bins = match data.epoch(1).first() {
         Some(documents) => data.training_bins(documents)?,
         None => Vec::new(),
     };
     let batches = bins.iter().take(STAND_INS).map(|bin| data.training_batch(bin));
-    Ok(mean_loss(model, batches, watch)?.0)
+    Ok(mean_loss(engine, batches, watch)?.0)
 }
 
-fn mean_loss(model: &Model, batches: impl Iterator<Item = Result<MicroBatch>>, watch: &Watch) -> Result<(f64, u64)> {
+fn mean_loss(
+    engine: &mut dyn Engine,
+    batches: impl Iterator<Item = Result<MicroBatch>>,
+    watch: &Watch,
+) -> Result<(f64, u64)> {
     let (mut loss_sum, mut targets) = (0.0, 0);
     for batch in batches {
         watch.go_on()?;
-        let report = evaluate(model, &batch?, false)?;
+        let report = engine.evaluate(&batch?)?;
         loss_sum += report.loss_sum;
         targets += report.targets;
     }

@@ -9,10 +9,10 @@ use super::rules::Rules;
 use super::watch::Watch;
 use super::{RunSpec, reading};
 use crate::checkpoint::{Captured, Checkpoints, Ended};
+use crate::engine::{Engine, Updated};
 use crate::events::{Event, LayerHealth, Stage, StepMetrics, StepTime};
-use crate::optim::Optimizer;
 use crate::schedule::Schedule;
-use crate::step::{ExpertCounts, Gradients, Position, StepOptions, accumulate_timed};
+use crate::step::{ExpertCounts, Position, StepOptions};
 use crate::{Error, Result};
 
 /// Share of the old value in each update of the smoothed loss.
@@ -49,7 +49,7 @@ pub(super) struct Training<'a> {
     parameters: &'a super::Parameters,
     data: &'a Data,
     learner: &'a Learner,
-    optimizer: Optimizer,
+    pub(super) engine: &'a mut dyn Engine,
     schedule: Schedule,
     options: StepOptions,
     pub(super) checkpoints: Checkpoints,
@@ -83,6 +83,7 @@ impl<'a> Training<'a> {
         spec: &'a RunSpec,
         data: &'a Data,
         learner: &'a Learner,
+        engine: &'a mut dyn Engine,
         before: &Before,
         watch: &mut Watch,
     ) -> Result<Self> {
@@ -91,7 +92,7 @@ impl<'a> Training<'a> {
         let (checkpoints, notes) = Checkpoints::open(
             &spec.checkpoint_dir,
             parameters.keep_checkpoints,
-            fingerprint(spec, data, before, &learner.plan)?,
+            fingerprint(spec, data, before, learner)?,
             watch.around.storage.clone(),
         )?;
         notes.into_iter().for_each(|note| watch.warn(note));
@@ -107,7 +108,7 @@ impl<'a> Training<'a> {
             parameters,
             data,
             learner,
-            optimizer: Optimizer::new(&learner.adapters, parameters.optimizer()),
+            engine,
             schedule: Schedule::new(parameters.learning_rate, parameters.schedule, parameters.warmup, total)?,
             options,
             checkpoints,
@@ -130,7 +131,8 @@ impl<'a> Training<'a> {
         watch.recall(&self.standing.warnings);
         self.saved_step = Some(restored.step);
         watch.history = reading::history(&restored)?;
-        restored.restore(&self.learner.adapters, &mut self.optimizer)?;
+        restored.restore(&self.learner.adapters, self.engine.optimizer_mut())?;
+        self.engine.take_adapters()?;
         watch.emit(&Event::Resumed { step: self.standing.steps });
         Ok(())
     }
@@ -190,7 +192,6 @@ impl<'a> Training<'a> {
         let (clock, learning_rate) = (watch.around.clock, self.schedule.learning_rate(step));
         let targets = self.data.targets(&documents);
         let bins = self.data.training_bins(&documents)?;
-        let mut gradients = Gradients::new(&self.learner.adapters);
         let (mut loss_sum, mut seen, mut time) = (0.0, 0, StepTime::default());
         for (index, bin) in bins.iter().enumerate() {
             watch.go_on()?;
@@ -198,8 +199,7 @@ impl<'a> Training<'a> {
             let batch = self.data.training_batch(bin)?;
             time.data += watch.now() - before;
             let position = Position { step, micro_batch: index as u64, micro_batches: bins.len() as u64 };
-            let (model, options) = (&self.learner.model, &self.options);
-            let report = accumulate_timed(model, &batch, options, position, targets, &mut gradients, clock)?;
+            let report = self.engine.accumulate(&batch, &self.options, position, targets, clock)?;
             loss_sum += report.loss_sum;
             seen += report.targets;
             time.forward += report.forward.as_secs_f64();
@@ -212,8 +212,8 @@ impl<'a> Training<'a> {
         }
         let before = watch.now();
         // A norm that is not finite is refused by the optimiser before it changes anything.
-        let gradient_norm = match self.optimizer.step(&gradients, learning_rate) {
-            Ok(outcome) => outcome.gradient_norm,
+        let Updated { gradient_norm, experts } = match self.engine.update(learning_rate) {
+            Ok(updated) => updated,
             Err(error) => return Err(self.give_up(watch, &format!("step {}: {error}", step + 1))),
         };
         let now = watch.now();
@@ -224,7 +224,7 @@ impl<'a> Training<'a> {
         let tokens = self.data.tokens(&documents);
         self.standing.add(loss, tokens);
         self.standing.epochs = self.epoch.0;
-        self.standing.experts.merge(gradients.experts());
+        self.standing.experts.merge(&experts);
         watch.emit(&Event::Step(StepMetrics {
             step: self.standing.steps,
             epoch: self.standing.epochs,
@@ -237,8 +237,8 @@ impl<'a> Training<'a> {
             target_tokens: targets as u64,
             tokens_per_second: if time.total > 0.0 { tokens as f64 / time.total } else { 0.0 },
             time,
-            peak_memory_bytes: (watch.around.peak_memory)(),
-            experts: gradients.experts().summary(),
+            peak_memory_bytes: self.engine.peak_memory().or_else(|| (watch.around.peak_memory)()),
+            experts: experts.summary(),
         }));
         match self.standing.rules.after_step(self.parameters, loss, gradient_norm) {
             Some(reason) => Err(self.give_up(watch, &reason)),
@@ -270,7 +270,7 @@ impl<'a> Training<'a> {
     fn evaluate(&mut self, watch: &mut Watch) -> Result<bool> {
         watch.stage(Stage::Evaluating);
         let (step, begin) = (self.standing.steps, watch.now());
-        let loss = reading::validation_loss(&self.learner.model, self.data, watch)?;
+        let loss = reading::validation_loss(self.engine, self.data, watch)?;
         if !loss.is_finite() {
             return Err(self.give_up(watch, &format!("the validation loss after step {step} is {loss}; {LOWER}")));
         }
@@ -286,6 +286,7 @@ impl<'a> Training<'a> {
     }
 
     fn health(&self) -> Result<Vec<LayerHealth>> {
+        self.engine.give_adapters()?;
         let norms = self.learner.adapters.layer_norms()?;
         let counts: std::collections::BTreeMap<_, _> = self.standing.experts.layers().collect();
         let layer = |layer: usize| LayerHealth {
@@ -317,7 +318,9 @@ impl<'a> Training<'a> {
         let metrics = watch.history.to_bytes()?;
         self.standing.warnings.clone_from(&watch.warnings);
         let steps = self.standing.steps;
-        let captured = Captured::take(steps, &self.learner.adapters, &self.optimizer, &self.standing, &metrics)?;
+        self.engine.give_adapters()?;
+        let optimizer = self.engine.optimizer();
+        let captured = Captured::take(steps, &self.learner.adapters, optimizer, &self.standing, &metrics)?;
         let ended = self.checkpoints.save(if self.is_to_be_delivered() { captured.best() } else { captured });
         self.tell(ended, watch);
         self.saved_at = watch.now();

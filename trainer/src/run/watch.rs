@@ -7,6 +7,7 @@ use crate::Result;
 use crate::artifacts::history::History;
 use crate::checkpoint::{Ended, FileSystem, Storage};
 use crate::clock::Clock;
+use crate::engine::GpuToUse;
 use crate::events::{Event, EventSink, Stage};
 use crate::stop::{Stop, StopKind};
 
@@ -22,6 +23,8 @@ pub struct Surroundings<'a> {
     pub peak_memory: &'a (dyn Fn() -> Option<u64> + Sync),
     /// Where checkpoints are written.
     pub storage: Arc<dyn Storage>,
+    /// The GPU to compute on; without one it is the processor.
+    pub gpu: Option<GpuToUse<'a>>,
 }
 
 /// The surroundings, and what was told so far.
@@ -36,9 +39,9 @@ pub(super) struct Watch<'a> {
 // === impl Surroundings ===
 
 impl<'a> Surroundings<'a> {
-    /// With checkpoints in the file system, and nobody who can tell the memory.
+    /// On the processor, with checkpoints in the file system, and nobody who can tell the memory.
     pub fn new(sink: &'a dyn EventSink, clock: &'a dyn Clock, stop: &'a Stop) -> Self {
-        Self { sink, clock, stop, peak_memory: &|| None, storage: Arc::new(FileSystem) }
+        Self { sink, clock, stop, peak_memory: &|| None, storage: Arc::new(FileSystem), gpu: None }
     }
 }
 

@@ -50,6 +50,15 @@ impl ExpertCounts {
         Ok(())
     }
 
+    /// Adds a layer's decisions that were counted elsewhere: each expert's tokens, the sum of the tokens' entropies, and how many
+    /// tokens there were.
+    pub(crate) fn add_counted(&mut self, layer: usize, tokens: &[u32], entropy: f64, rows: u64) {
+        let counts = self.layers.entry(layer).or_insert_with(|| LayerCounts::new(tokens.len()));
+        counts.tokens.iter_mut().zip(tokens).for_each(|(sum, tokens)| *sum += u64::from(*tokens));
+        counts.entropy += entropy;
+        counts.rows += rows;
+    }
+
     /// Adds the counts of others.
     pub fn merge(&mut self, other: &Self) {
         for (layer, added) in &other.layers {

@@ -48,6 +48,11 @@ impl Gradients {
         &self.experts
     }
 
+    /// The same, and the gradients are gone.
+    pub(crate) fn into_experts(self) -> ExpertCounts {
+        self.experts
+    }
+
     pub(super) fn take(&mut self, store: &mut GradStore) -> Result<()> {
         for (parameter, value) in self.parameters.iter().zip(&mut self.values) {
             let Some(gradient) = store.remove(parameter.var.as_tensor()) else { continue };

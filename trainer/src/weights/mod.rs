@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use brightrun_kernels::FrozenWeight;
 use brightrun_kernels::nf4::Nf4Matrix;
+use half::bf16;
+use safetensors::Dtype;
 
 pub(crate) use experts::{ExpertPath, PROJECTIONS, expert_list, is_routed_expert};
 pub(crate) use export::Exported;
@@ -29,6 +31,24 @@ use crate::stop::Stop;
 use crate::{Error, Result};
 use shards::Shards;
 use verify::Storage;
+
+/// A weight that is quantised where it goes.
+#[derive(Debug)]
+pub(crate) struct Unquantised {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) values: Values,
+    pub(crate) double_quant: bool,
+}
+
+/// Row by row.
+#[derive(Debug)]
+pub(crate) enum Values {
+    /// As they are stored, and so not all of them finite perhaps.
+    Bf16(Vec<bf16>),
+    /// Out of any other type.
+    F32(Vec<f32>),
+}
 
 /// The weights of a model on disk, known to be complete and of the right shapes.
 #[derive(Debug)]
@@ -87,9 +107,7 @@ impl Checkpoint {
         let (file, stored) = self.stored(&name)?;
         let values = match storage {
             Storage::Plain => stored::floats(file, &name, stored)?,
-            Storage::Fp8 { block } => {
-                stored::fp8(file, &name, stored, self.stored(&format!("{name}_scale_inv"))?, *block)?
-            }
+            Storage::Fp8 { block } => self.fp8(&name, *block)?,
             Storage::Nf4 { nested } => {
                 let side = |suffix: &str| self.stored(&format!("{name}.{suffix}"));
                 return stored::nf4(file, &name, stored, &spec.shape, *nested, side);
@@ -103,6 +121,29 @@ impl Checkpoint {
             }
             _ => FrozenWeight::plain(values, rows, columns).map_err(in_context),
         }
+    }
+
+    /// The same weight where it is to be quantised and is not yet, for whoever does that; nothing where it stays as it is stored.
+    pub(crate) fn unquantised(&self, path: &str, precision: &BasePrecision) -> Result<Option<Unquantised>> {
+        let name = format!("{path}.weight");
+        let (spec, storage) = self.find(&name, TensorKind::Linear)?;
+        let Some(double_quant) = precision.quantises(path).filter(|_| self.format != CheckpointFormat::Bnb4bit) else {
+            return Ok(None);
+        };
+        let (file, stored) = self.stored(&name)?;
+        let values = match storage {
+            Storage::Plain if stored.dtype == Dtype::BF16 => Values::Bf16(stored::halves(file, &name, stored)?),
+            Storage::Plain => Values::F32(stored::floats(file, &name, stored)?),
+            Storage::Fp8 { block } => Values::F32(self.fp8(&name, *block)?),
+            Storage::Nf4 { .. } => return Ok(None),
+        };
+        Ok(Some(Unquantised { rows: spec.shape[0], columns: spec.shape[1], values, double_quant }))
+    }
+
+    /// A weight in FP8, with the scales beside it.
+    fn fp8(&self, name: &str, block: [usize; 2]) -> Result<Vec<f32>> {
+        let (file, stored) = self.stored(name)?;
+        stored::fp8(file, name, stored, self.stored(&format!("{name}_scale_inv"))?, block)
     }
 
     fn plain(&self, name: &str, kind: TensorKind) -> Result<Vec<f32>> {

@@ -29,18 +29,33 @@ pub(crate) fn floats(file: &SafetensorsFile, name: &str, stored: &Stored) -> Res
         }
     };
     let mut values = Vec::with_capacity(stored.bytes / width);
+    each_chunk(file, name, stored, |chunk| match stored.dtype {
+        Dtype::F32 => values.extend(chunk.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+        Dtype::BF16 => values.extend(chunk.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())),
+        _ => values.extend(chunk.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())),
+    })?;
+    all_finite(file.path(), name, &values)?;
+    Ok(values)
+}
+
+/// The values of a bf16 tensor as they are, whatever they are.
+pub(super) fn halves(file: &SafetensorsFile, name: &str, stored: &Stored) -> Result<Vec<bf16>> {
+    let mut values = Vec::with_capacity(stored.bytes / 2);
+    each_chunk(file, name, stored, |chunk| {
+        values.extend(chunk.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes)));
+    })?;
+    Ok(values)
+}
+
+/// Reads a tensor piece by piece.
+fn each_chunk(file: &SafetensorsFile, name: &str, stored: &Stored, mut take: impl FnMut(&[u8])) -> Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES.min(stored.bytes)];
     for offset in (0..stored.bytes).step_by(CHUNK_BYTES) {
         let chunk = &mut buffer[..CHUNK_BYTES.min(stored.bytes - offset)];
         file.read_at(name, stored, offset, chunk)?;
-        match stored.dtype {
-            Dtype::F32 => values.extend(chunk.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
-            Dtype::BF16 => values.extend(chunk.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())),
-            _ => values.extend(chunk.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())),
-        }
+        take(chunk);
     }
-    all_finite(file.path(), name, &values)?;
-    Ok(values)
+    Ok(())
 }
 
 /// An FP8 weight, decoded with its block scales.

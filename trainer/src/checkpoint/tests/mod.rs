@@ -14,7 +14,7 @@ use crate::{
     adapters::Adapters,
     config::ModelConfig,
     lora::{LoraOptions, TargetSet, plan},
-    optim::{Optimizer, OptimizerKind, OptimizerOptions, StateValues},
+    optim::{Optimizer, OptimizerKind, OptimizerOptions, OptimizerState, StateValues},
 };
 use simulated::Simulated;
 
@@ -67,7 +67,7 @@ impl Subject {
             let values: Vec<f32> = (0..parameter.var.elem_count()).map(|_| f32::from_bits(next() as u32)).collect();
             parameter.set_values(&values).unwrap();
             for &part in self.optimizer.parts() {
-                let mut values = self.optimizer.part(index, part);
+                let mut values = self.optimizer.part(index, part).unwrap();
                 match &mut values {
                     StateValues::Counts(values) => values.iter_mut().for_each(|value| *value = next() % (step + 1)),
                     StateValues::Floats(values) => {
@@ -86,7 +86,7 @@ impl Subject {
         for (index, parameter) in self.adapters.parameters().iter().enumerate() {
             bits.extend(parameter.values().unwrap().iter().map(|value| u64::from(value.to_bits())));
             for &part in self.optimizer.parts() {
-                match self.optimizer.part(index, part) {
+                match self.optimizer.part(index, part).unwrap() {
                     StateValues::Counts(values) => bits.extend(values),
                     StateValues::Floats(values) => bits.extend(values.iter().map(|value| u64::from(value.to_bits()))),
                     StateValues::Codes(values) => bits.extend(values.iter().map(|value| u64::from(*value))),

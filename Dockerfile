@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1.7
 # The worker as a container of RunPod's. Both stages stand on the same Ubuntu, so that what is built runs; tag and digest say
-# which (the digests are those of linux/amd64). The binary computes on the processor today: CUDA's compiler and libraries are
-# what its kernels will be built with and linked to, and nothing here uses them yet.
+# which (the digests are those of linux/amd64). The kernels are compiled by this CUDA, so that drivers from its version on load
+# them; of the libraries the program looks for cuBLASLt when it runs.
 
 FROM nvidia/cuda:12.8.1-devel-ubuntu24.04@sha256:4b9ed5fa8361736996499f64ecebf25d4ec37ff56e4d11323ccde10aa36e0c43 AS build
 
@@ -22,7 +22,7 @@ COPY . .
 # Crates and what was compiled stay with the builder: after a change only what depends on it is built again.
 RUN --mount=type=cache,target=/opt/cargo/registry,sharing=locked \
     --mount=type=cache,target=/source/target,sharing=locked \
-    cargo build --locked --release --bin brightrun \
+    CUDA_HOME=/usr/local/cuda cargo build --locked --release --package brightrun-worker --features cuda --bin brightrun \
     && strip --strip-all -o /brightrun target/release/brightrun
 
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04@sha256:828c4d878adcaa4265d80c95d8ec877149b49bb2419a4cf3bb6aa889bbb7ca2e

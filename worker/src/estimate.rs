@@ -211,11 +211,14 @@ impl Request<'_> {
         if let Some(count) = self.job.gpu.count.filter(|count| *count > 1) {
             self.notes.push(format!("num_gpus is {count}: all are paid for, one computes"));
         }
-        self.notes.push("memory and time of cards are computed, not measured".to_owned());
+        self.notes
+            .push("cards: memory is that of an emulated card, time is computed; neither is measured yet".to_owned());
         let lora = lora::plan(&config, &self.job.parameters.lora())?;
         self.notes.extend(lora.warnings());
         let parameters = &self.job.parameters;
         let planner = Planner::new(&config, &lora, parameters, &facts).as_run();
+        // The same for every card.
+        self.notes.extend(self.machines.iter().find_map(|machine| planner.warning(machine)));
         self.answer(&planner, &model_dir)
     }
 

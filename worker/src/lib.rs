@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod computer;
 mod estimate;
 mod eval;
 mod failure;

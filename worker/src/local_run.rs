@@ -14,12 +14,13 @@ use brightrun_trainer::{
     artifacts::{atomic, result::RESULT_FILE},
     checkpoint::{self, FileSystem},
     events::{Event, EventSink},
-    run::{self, ADAPTER_DIR, RunEnd, RunSpec, RunSummary, Surroundings},
+    run::{ADAPTER_DIR, RunEnd, RunSpec, RunSummary, Surroundings},
     stop::Stop,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    computer::{Computer, Wanted},
     input::BASE,
     job::JobSpec,
     progress::Progress,
@@ -148,16 +149,16 @@ impl LocalRun {
     }
 
     /// Runs it, or goes on with it.
-    pub(crate) fn carry_out(mut self, _sole: &Sole, progress: &Progress) -> anyhow::Result<Outcome> {
+    pub(crate) fn carry_out(mut self, _sole: &Sole, progress: &Progress, device: Wanted) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
+        let computer = Computer::choose(device)?;
         let noting = Noting { progress, waiting: Mutex::new(self.note()?) };
-        self.0.machine = this_machine::processor();
         let stop = Stop::default();
         signals::listen(&stop).context("cannot listen for signals")?;
         let clock = SystemClock::new();
         let around =
             Surroundings { peak_memory: &this_machine::peak_memory, ..Surroundings::new(&noting, &clock, &stop) };
-        let ended = run::run(&self.0, &around);
+        let ended = computer.run(&mut self.0, around);
         progress.close();
         let job_id = self.0.job_id;
         Ok(match ended {

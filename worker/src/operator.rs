@@ -10,9 +10,11 @@ use std::{
 };
 
 use anyhow::Context;
+use brightrun_trainer::cards;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    computer::{Computer, Wanted},
     failure,
     input::FetchOptions,
     life::{LeaseTimes, Models, Settings, TimeLimit},
@@ -100,6 +102,7 @@ pub(crate) fn settings_in(
         life: None,
         lease: LeaseTimes::default(),
         hold: hold(&variable)?,
+        device: Wanted::from_variables(&variable)?,
         usd_per_hour: price(&variable)?,
     })
 }
@@ -143,7 +146,9 @@ pub(crate) fn number<N: FromStr + PartialOrd + fmt::Display>(
 pub(crate) async fn check(settings: &Settings) -> Result<(), Unfit> {
     let variable = |name: &str| env::var(name).ok();
     if !is_set(variable, SKIP_CHECKS) {
-        gpu(variable, this_machine::gpus())?;
+        let wanted = settings.device;
+        let there = spawn_blocking(move || there(wanted)).await.map_err(|error| Unfit::new("gpu", error))?;
+        gpu(variable, there)?;
         memory(variable, this_machine::memory())?;
     }
     let (jobs, models) = (settings.jobs.clone(), settings.models.clone());
@@ -174,17 +179,27 @@ fn is_set(variable: impl Fn(&str) -> Option<String>, name: &str) -> bool {
     switch(variable, name).unwrap_or(false)
 }
 
-/// A container that is rented with GPUs sees some.
-fn gpu(variable: impl Fn(&str) -> Option<String>, there: u64) -> Result<(), Unfit> {
-    let rented: u64 = variable(GPU_COUNT).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    if rented > 0 && there == 0 && !is_set(&variable, SKIP_GPU_CHECK) {
-        let why = format!(
-            "this machine was rented with {rented} GPUs, and its driver shows none; the platform is to start another \
-             ({SKIP_GPU_CHECK}=true trains on the processor all the same)"
-        );
-        return Err(Unfit::new("gpu", why));
+/// Whether jobs are computed on a card; where they are not, why.
+fn there(wanted: Wanted) -> Result<(), String> {
+    match (Computer::choose(wanted), wanted) {
+        (Ok(Computer::Card(_)), _) | (_, Wanted::Processor) => Ok(()),
+        (Ok(Computer::Processor), _) => Err(cards::look(0).err().map_or_else(String::new, |why| why.to_string())),
+        (Err(why), _) => Err(why.to_string()),
     }
-    Ok(())
+}
+
+/// A machine that is rented with GPUs has some that can be used.
+fn gpu(variable: impl Fn(&str) -> Option<String>, there: Result<(), String>) -> Result<(), Unfit> {
+    let rented: u64 = variable(GPU_COUNT).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let why = match there {
+        Err(why) if rented > 0 && !is_set(&variable, SKIP_GPU_CHECK) => why,
+        _ => return Ok(()),
+    };
+    let why = format!(
+        "this machine was rented with {rented} GPUs, and none can be used: {why}; the platform is to start another \
+         ({SKIP_GPU_CHECK}=true trains on the processor all the same)"
+    );
+    Err(Unfit::new("gpu", why))
 }
 
 fn memory(variable: impl Fn(&str) -> Option<String>, available: Option<u64>) -> Result<(), Unfit> {
@@ -231,9 +246,12 @@ mod tests {
 
     #[test]
     fn a_machine_that_hides_its_gpus_is_unfit() {
-        assert_eq!(gpu(set(GPU_COUNT, "2"), 0).unwrap_err().check, "gpu");
+        let none = || Err("the driver knows no card".to_owned());
+        let unfit = gpu(set(GPU_COUNT, "2"), none()).unwrap_err();
+        assert!(unfit.check == "gpu" && unfit.why.contains("none can be used: the driver knows no card; "), "{unfit}");
         let skipped = |asked: &str| set(GPU_COUNT, "2")(asked).or_else(|| set(SKIP_GPU_CHECK, "true")(asked));
-        for fits in [gpu(set(GPU_COUNT, "2"), 2), gpu(set(GPU_COUNT, "0"), 0), gpu(|_| None, 0), gpu(skipped, 0)] {
+        let two = gpu(set(GPU_COUNT, "2"), Ok(()));
+        for fits in [two, gpu(set(GPU_COUNT, "0"), none()), gpu(|_| None, none()), gpu(skipped, none())] {
             assert_eq!(fits, Ok(()));
         }
     }

@@ -153,7 +153,7 @@ async fn a_machine_without_the_gpus_it_was_rented_with_and_a_broken_model_are_to
     let empty = tempfile::tempdir().unwrap();
     let path = empty.path().to_str().unwrap();
     let troubles = [
-        ("RUNPOD_GPU_COUNT", "8", "gpu", "its driver shows none"),
+        ("RUNPOD_GPU_COUNT", "8", "gpu", "rented with 8 GPUs, and none can be used: no CUDA device"),
         ("RUNPOD_MIN_MEMORY_GB", "1000000", "memory", "GB of memory are free"),
         ("MODEL_PATH", path, "model", "there is no config.json"),
         ("MODEL_PATHS", "[]", "settings", "MODEL_PATHS must be a JSON object"),

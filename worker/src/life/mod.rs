@@ -10,6 +10,7 @@ mod states;
 mod task;
 mod training;
 
+pub use crate::computer::Wanted;
 pub use lease::{Lease, LeaseError, LeaseTimes};
 pub use limits::{RUNPODS_LIFE, TimeLimit};
 pub use models::Models;

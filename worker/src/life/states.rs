@@ -23,7 +23,7 @@ use brightrun_trainer::{
         result::{RESULT_FILE, RunResult, RunStatus},
     },
     events::Stage,
-    run::{self, ADAPTER_DIR, RunEnd, RunSpec, Surroundings},
+    run::{ADAPTER_DIR, RunEnd, RunSpec, Surroundings},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -39,6 +39,7 @@ use super::{
     task::{Reason, Task},
 };
 use crate::{
+    computer::Computer,
     input,
     job::{self, Dataset, JobSpec, Overrides},
     local_run::{self, Places},
@@ -273,7 +274,7 @@ impl Fetched {
         let Self { claimed, mut run } = self;
         let (task, lease, begin) = (claimed.understood.task.clone(), claimed.lease.clone(), Instant::now());
         let ended = on_disk(move || {
-            run.machine = this_machine::processor();
+            let computer = Computer::choose(task.settings.device)?;
             let sink = Watched::new(&task, &lease, &run.checkpoint_dir);
             let clock = SystemClock::new();
             let around = Surroundings {
@@ -281,7 +282,7 @@ impl Fetched {
                 storage: Arc::new(FencedFiles::new(lease.clone())),
                 ..Surroundings::new(&sink, &clock, &task.stop)
             };
-            run::run(&run, &around)
+            computer.run(&mut run, around)
         });
         match ended.await {
             Ok(RunEnd::Finished(_)) => {}

@@ -211,6 +211,7 @@ fn spoken(time: Duration) -> String {
 mod tests {
     use super::*;
     use crate::{
+        computer::Wanted,
         life::{LeaseTimes, Models},
         storage::{SourcePolicy, upload::Store},
         telling::Telling,
@@ -231,6 +232,7 @@ mod tests {
             telling: Telling::from_variables(|_| None, &SourcePolicy::service()).unwrap(),
             lease: LeaseTimes::default(),
             hold,
+            device: Wanted::Processor,
             usd_per_hour: None,
         };
         let limit = TimeLimit::of(&policy, None, None, Duration::ZERO);

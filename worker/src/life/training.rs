@@ -13,6 +13,7 @@ use super::{
     task::{Reason, Task},
 };
 use crate::{
+    computer::Wanted,
     storage::{SourcePolicy, upload::Store},
     telling::Telling,
     work::{Answer, Ended, Job, Show, Work},
@@ -43,6 +44,8 @@ pub struct Settings {
     pub lease: LeaseTimes,
     /// So long a short job's last numbers stay to be seen before it ends.
     pub hold: Duration,
+    /// What jobs are computed on.
+    pub device: Wanted,
     /// What an hour of this machine costs, where that is known and the job does not say it.
     pub usd_per_hour: Option<f64>,
 }

@@ -44,7 +44,8 @@ pub(super) const ITEMS: &[Item] = &[
         names: &["recompute", "gradient_checkpointing"],
         accepts: Flag,
         default: Some("planned"),
-        meaning: "Layers are computed again for the backward pass: less memory, more time, the same result.",
+        meaning: "Layers are computed again for the backward pass: less memory, more time, the same result. Cards \
+                  always do it.",
     },
     item(&["num_epochs", "epochs"], Integer(1, 1000), "Passes over the training data."),
     Item {

@@ -1,9 +1,11 @@
 //! The router, and the routed experts with weights in NF4, doubly quantised.
 
 use brightrun_kernels::Result;
-use brightrun_kernels::gpu::Buffer;
+use brightrun_kernels::gpu::{Buffer, Gpu};
 use brightrun_kernels::lora_linear::gpu::{GpuLinear, GpuWeight};
-use brightrun_kernels::moe::{ExpertLoraLayout, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting, Gradients, Kept};
+use brightrun_kernels::moe::{
+    Cores, ExpertLoraLayout, ExpertsCall, GpuExpertLora, GpuExperts, GpuRouting, Gradients, Kept,
+};
 use brightrun_kernels::nf4::Reading;
 use half::bf16;
 
@@ -35,6 +37,7 @@ struct Case {
     load: Load,
     rank: usize,
     reading: Reading,
+    cores: Cores,
 }
 
 /// What all calls of a case need.
@@ -52,9 +55,11 @@ pub(super) fn ops(shapes: &Shapes) -> Vec<Op> {
         for &rows in &shapes.expert_rows {
             for load in [Load::Uniform, Load::Skewed] {
                 for rank in [0, RANK] {
-                    for reading in [Reading::Copied, Reading::Fused] {
+                    let ways =
+                        [Reading::Copied, Reading::Fused].map(|reading| Cores::ALL.map(|cores| (reading, cores)));
+                    for (reading, cores) in ways.into_iter().flatten() {
                         let tokens = rows * model.experts / model.per_token;
-                        ops.extend(Case { model: *model, tokens, load, rank, reading }.ops(rows));
+                        ops.extend(Case { model: *model, tokens, load, rank, reading, cores }.ops(rows));
                     }
                 }
             }
@@ -106,7 +111,12 @@ impl Case {
             let load = if self.load == Load::Skewed { "skewed" } else { "uniform" };
             let lora = if self.rank > 0 { format!("r{}", self.rank) } else { "frozen".to_owned() };
             let way = if self.reading == Reading::Fused { "fused" } else { "copied" };
-            format!("experts:{} {rows} rows {load} {lora} {way} {direction}", self.model.name)
+            let cores = if self.cores == Cores::Warpgroup { "wgmma" } else { "mma" };
+            format!("experts:{} {rows} rows {load} {lora} {way} {cores} {direction}", self.model.name)
+        };
+        let possible = match self.cores {
+            Cores::Warp => |gpu: &Gpu| Cores::Warp.are_on(gpu),
+            Cores::Warpgroup => |gpu: &Gpu| Cores::Warpgroup.are_on(gpu),
         };
         let [forward, backward] = self.costs();
         [
@@ -128,6 +138,7 @@ impl Case {
                 }))
             }),
         ]
+        .map(|op| op.only_where(possible))
     }
 
     /// Forward: tokens, weights, gate and up for the way back, and sums of tokens. Backward: these and the gradients.
@@ -154,6 +165,7 @@ impl Case {
         let routing = GpuRouting::from_logits(&logits, experts, per_token, true)?;
         let mut frozen = GpuExperts::random(draw.gpu, [experts, hidden, width], Some(true), LIMIT, draw.key())?;
         frozen.read_by(self.reading);
+        frozen.multiply_by(self.cores)?;
         let mut lora = None;
         if self.rank > 0 {
             let layout = ExpertLoraLayout::new(hidden, width, &vec![[Some((self.rank, 2.0)); 3]; experts]);

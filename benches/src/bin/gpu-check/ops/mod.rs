@@ -46,6 +46,8 @@ struct Op {
     name: String,
     about: &'static str,
     cost: Cost,
+    /// Whether a GPU can do it in this way.
+    possible: fn(&Gpu) -> bool,
     /// Makes arguments, and what calls the op on them.
     set_up: Box<SetUp>,
 }
@@ -93,7 +95,12 @@ impl Op {
         cost: Cost,
         set_up: impl Fn(&Draw<'_>) -> Result<Work> + 'static,
     ) -> Self {
-        Self { name: name.into(), about, cost, set_up: Box::new(set_up) }
+        Self { name: name.into(), about, cost, possible: |_| true, set_up: Box::new(set_up) }
+    }
+
+    /// Only where a GPU can do it in this way.
+    fn only_where(self, possible: fn(&Gpu) -> bool) -> Self {
+        Self { possible, ..self }
     }
 
     fn part(self, small: bool) -> Part {
@@ -102,6 +109,10 @@ impl Op {
     }
 
     fn run(&self, gpu: &Gpu, seed: u64, small: bool, report: &mut Report) -> anyhow::Result<()> {
+        if !(self.possible)(gpu) {
+            println!("{:<56} not on this card", self.name);
+            return Ok(());
+        }
         let ceilings = Ceilings::of(gpu, seed, small, report)?;
         let draw = Draw { gpu, key: Cell::new(seed) };
         let before = gpu.usage().now;

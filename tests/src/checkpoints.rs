@@ -8,7 +8,7 @@ use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::checkpoint::{Captured, Fingerprint, Restored};
 use brightrun_trainer::config::ModelConfig;
 use brightrun_trainer::lora::{LoraOptions, TargetSet, plan};
-use brightrun_trainer::optim::{Optimizer, OptimizerKind, OptimizerOptions, StateValues};
+use brightrun_trainer::optim::{Optimizer, OptimizerKind, OptimizerOptions, OptimizerState, StateValues};
 
 /// Adapters and an optimiser of some hundred kilobytes.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Subject {
             let values: Vec<f32> = (0..parameter.var.elem_count()).map(|_| f32::from_bits(next() as u32)).collect();
             parameter.set_values(&values)?;
             for &part in self.optimizer.parts() {
-                let mut values = self.optimizer.part(index, part);
+                let mut values = self.optimizer.part(index, part)?;
                 match &mut values {
                     StateValues::Counts(values) => values.fill_with(|| next() % (step + 1)),
                     StateValues::Floats(values) => values.fill_with(|| f32::from_bits(next() as u32)),
@@ -85,7 +85,7 @@ impl Subject {
         for (index, parameter) in self.adapters.parameters().iter().enumerate() {
             bits.extend(parameter.values()?.iter().map(|value| u64::from(value.to_bits())));
             for &part in self.optimizer.parts() {
-                match self.optimizer.part(index, part) {
+                match self.optimizer.part(index, part)? {
                     StateValues::Counts(values) => bits.extend(values),
                     StateValues::Floats(values) => bits.extend(values.iter().map(|value| u64::from(value.to_bits()))),
                     StateValues::Codes(values) => bits.extend(values.iter().map(|value| u64::from(*value))),

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use brightrun_kernels::gpu::Gpu;
+use brightrun_kernels::gpu::{Gpu, Usage};
 use brightrun_kernels::gpu_check::relative_error;
 use brightrun_trainer::adapters::Adapters;
 use brightrun_trainer::batch::{IGNORED, MicroBatch};
 use brightrun_trainer::clock::Still;
 use brightrun_trainer::config::Family;
-use brightrun_trainer::gpu::{GpuModel, GpuOptimizer, Source};
+use brightrun_trainer::gpu::{GpuModel, GpuOptimizer, Offload, Source};
 use brightrun_trainer::model::Model;
 use brightrun_trainer::optim::{Optimizer, OptimizerOptions};
 use brightrun_trainer::step::{Gradients, MicroReport, Position, StepOptions, accumulate, evaluate};
@@ -31,6 +31,8 @@ pub struct Case {
     pub documents: Vec<Vec<(usize, usize)>>,
     /// Draws weights, adapters and tokens.
     pub seed: u64,
+    /// What the GPU moves to memory of the host.
+    pub offload: Offload,
 }
 
 /// A number of the step on both sides.
@@ -84,6 +86,7 @@ pub fn cases() -> Vec<(&'static str, Case)> {
         options: PLAIN,
         documents: vec![vec![(37, 37), (1, 1), (20, 20)]],
         seed: 5,
+        offload: Offload::Nothing,
     };
     let next = || of(Family::Qwen3Next, 2);
     vec![
@@ -133,10 +136,26 @@ impl Case {
 
     /// Whether two GPUs, or the same one twice, give the same bits.
     pub fn repeats(&self, gpus: [&Gpu; 2], folder: &Path) -> Result<bool> {
+        let [first, second] = gpus.map(|gpu| self.bits(gpu, folder));
+        Ok(first? == second?)
+    }
+
+    /// All numbers of the step on a GPU, to the bit.
+    pub fn bits(&self, gpu: &Gpu, folder: &Path) -> Result<Vec<u32>> {
         let toy = Toy::write(folder, &self.shape, self.seed)?;
-        let [first, second] = gpus.map(|gpu| self.on_gpu(gpu, &toy));
-        let bits = |numbers: Numbers| numbers.into_iter().flat_map(|(_, values)| values).map(f32::to_bits);
-        Ok(bits(first?).eq(bits(second?)))
+        let numbers = self.on_gpu(gpu, &toy)?;
+        Ok(numbers.into_iter().flat_map(|(_, values)| values).map(f32::to_bits).collect())
+    }
+
+    /// The memory of a GPU behind its first micro-batch, with the model in it; the most is that of the micro-batch.
+    pub fn usage(&self, gpu: &Gpu, folder: &Path) -> Result<Usage> {
+        let toy = Toy::write(folder, &self.shape, self.seed)?;
+        let (mut model, batches) = (self.model_on_gpu(gpu, &toy)?, self.batches(&toy)?);
+        gpu.forget_peak();
+        if let Some((batch, position, targets)) = positions(&batches).next() {
+            model.accumulate(batch, &self.options, position, targets, &Still)?;
+        }
+        Ok(gpu.usage())
     }
 
     fn adapters(&self, toy: &Toy) -> Result<Adapters> {
@@ -165,10 +184,15 @@ impl Case {
         Ok(numbers)
     }
 
-    fn on_gpu(&self, gpu: &Gpu, toy: &Toy) -> Result<Numbers> {
-        let (adapters, batches) = (self.adapters(toy)?, self.batches(toy)?);
+    fn model_on_gpu(&self, gpu: &Gpu, toy: &Toy) -> Result<GpuModel> {
         let source = Source::Checkpoint(&toy.checkpoint);
-        let mut model = GpuModel::load(gpu, &toy.config, source, &self.precision, &adapters)?;
+        let mut model = GpuModel::load(gpu, &toy.config, source, &self.precision, &self.adapters(toy)?)?;
+        model.set_offload(self.offload);
+        Ok(model)
+    }
+
+    fn on_gpu(&self, gpu: &Gpu, toy: &Toy) -> Result<Numbers> {
+        let (mut model, batches) = (self.model_on_gpu(gpu, toy)?, self.batches(toy)?);
         let mut numbers = Numbers::new();
         for (index, (batch, position, targets)) in positions(&batches).enumerate() {
             let report = model.accumulate(batch, &self.options, position, targets, &Still)?;

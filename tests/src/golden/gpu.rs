@@ -16,8 +16,11 @@ use super::fixture::Fixture;
 use super::measure::{Report, relative};
 use super::model::{self, STEP};
 
-/// What bf16 moves a loss by, over ten steps.
+/// What bf16 moves a loss by.
 const LOSS: f64 = 1e-2;
+/// What it moves the losses of ten steps by: the processor's own, in `f32`, are off by 0.6e-2 to 1.2e-2 when embeddings are nudged by as
+/// much as bf16 rounds (qwen3_next, five draws), for some tokens then go to other experts.
+const RUN_LOSS: f64 = 3e-2;
 /// What it moves the norm of the first gradients by. Later ones follow from steps of AdamW, which turns the sign of the smallest
 /// gradient into a whole step; they are told and not held to anything.
 const NORM: f64 = 5e-2;
@@ -48,11 +51,11 @@ pub(super) fn measure(gpu: &Gpu, dir: &Path) -> Result<Report> {
         norm.push(outcome.gradient_norm);
     }
     let expected = &fixture.golden.lora.train;
-    report.check("lora.loss", relative(&loss, &expected.loss), LOSS);
+    report.check("lora.loss", relative(&loss, &expected.loss), RUN_LOSS);
     report.check("lora.first_grad_norm", relative(&norm[..1], &expected.grad_norm[..1]), NORM);
     report.note("lora.grad_norm", relative(&norm, &expected.grad_norm));
     let last = mean_losses(&mut model, &fixture, true)?;
-    report.check("lora.final_loss", relative(&last, &expected.final_loss), LOSS);
+    report.check("lora.final_loss", relative(&last, &expected.final_loss), RUN_LOSS);
     Ok(report)
 }
 

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use brightrun_worker::{
-    life::{LeaseTimes, Models, Settings},
+    life::{LeaseTimes, Models, Settings, Wanted},
     storage::{SourcePolicy, upload::Store},
     telling::Telling,
 };
@@ -26,6 +26,7 @@ pub(crate) fn settings(volume: &Path, worker: &str) -> Settings {
         telling: Telling::from_variables(|_| None, &SourcePolicy::service()).unwrap(),
         life: None,
         hold: Duration::ZERO,
+        device: Wanted::Processor,
         usd_per_hour: None,
     }
 }

@@ -1,12 +1,29 @@
 //! The loss of a model on a dataset, measured as a run measures its validation side: the same data, the same
 //! micro-batches, the same order of additions, so the same bits.
 
+use std::path::Path;
+
 use serde::Serialize;
 
+use crate::adapters::Adapters;
+use crate::batch::MicroBatch;
+use crate::config::ModelConfig;
+use crate::engine::{Device, GpuToUse};
+use crate::gpu::{GpuModel, Source};
 use crate::model::Model;
 use crate::run::Data;
-use crate::step::evaluate_adapted;
+use crate::step::{MicroReport, evaluate_adapted};
+use crate::weights::{BasePrecision, Checkpoint};
 use crate::{Error, Result};
+
+/// A base model and, where there is one, an adapter for it, loaded where its losses are computed: in memory once, and measured
+/// with the adapter or without.
+pub enum Subject {
+    /// On the processor.
+    Processor(Box<Model>),
+    /// On a GPU.
+    Gpu(Box<GpuModel>),
+}
 
 /// What of a dataset is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -69,10 +86,39 @@ impl Extent {
     }
 }
 
-/// Measures a part of a dataset, with the model's adapters or without; `progress` is told how many micro-batches of how
-/// many are done.
+// === impl Subject ===
+
+impl Subject {
+    /// Reads both from their folders. A GPU's ops are compared with their references before, as a run does.
+    pub fn open(
+        base_dir: &Path,
+        adapter_dir: Option<&Path>,
+        precision: &BasePrecision,
+        gpu: Option<GpuToUse<'_>>,
+        seed: u64,
+    ) -> Result<Self> {
+        let device = Device::open(gpu)?;
+        let Device::Gpu { gpu, .. } = &device else {
+            return Ok(Self::Processor(Box::new(Model::open(base_dir, adapter_dir, precision)?)));
+        };
+        let config = ModelConfig::read(base_dir)?;
+        let checkpoint = Checkpoint::open(base_dir, &config)?;
+        let adapters = Adapters::read(adapter_dir, &config)?;
+        device.self_test(seed)?;
+        Ok(Self::Gpu(Box::new(GpuModel::load(gpu, &config, Source::Checkpoint(&checkpoint), precision, &adapters)?)))
+    }
+
+    fn loss(&mut self, batch: &MicroBatch, adapted: bool) -> Result<MicroReport> {
+        match self {
+            Self::Processor(model) => evaluate_adapted(model, batch, false, adapted),
+            Self::Gpu(model) => model.evaluate(batch, adapted),
+        }
+    }
+}
+
+/// Measures a part of a dataset, with the adapter or without; `progress` is told how many micro-batches of how many are done.
 pub fn evaluate(
-    model: &Model,
+    subject: &mut Subject,
     data: &Data,
     part: Part,
     adapted: bool,
@@ -89,7 +135,7 @@ pub fn evaluate(
     for (index, bin) in bins.iter().enumerate() {
         progress(index as u64, bins.len() as u64);
         let batch = if part == Part::All { data.training_batch(bin)? } else { data.validation_batch(bin)? };
-        let report = evaluate_adapted(model, &batch, false, adapted)?;
+        let report = subject.loss(&batch, adapted)?;
         loss_sum += report.loss_sum;
         targets += report.targets as u64;
     }
@@ -108,14 +154,9 @@ pub fn evaluate(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::adapters::Adapters;
-    use crate::config::ModelConfig;
     use crate::demo;
     use crate::run::{DataSpec, Parameters};
-    use crate::weights::{BasePrecision, Checkpoint};
 
     fn data(folder: &Path, parameters: &Parameters) -> Data {
         let spec = DataSpec {
@@ -141,16 +182,14 @@ mod tests {
         };
         let text = [line("a", "Because."), line("b", "The chain is dry."), line("c", "Oil it.")].concat();
         std::fs::write(folder.path().join("data.jsonl"), text).unwrap();
-        let config = ModelConfig::read(&base).unwrap();
-        let checkpoint = Checkpoint::open(&base, &config).unwrap();
-        let model = Model::load(&config, &checkpoint, &BasePrecision::nf4(), &Adapters::none()).unwrap();
+        let mut subject = Subject::open(&base, None, &BasePrecision::nf4(), None, 0).unwrap();
 
         let all = data(folder.path(), &Parameters { validation_split: 0.0, ..Parameters::default() });
         let extent = Extent::of(&all, Part::All).unwrap();
         assert_eq!((extent.examples, extent.target_tokens), (3, all.report().training.learnt_tokens));
-        let measured = evaluate(&model, &all, Part::All, true, &|_, _| {}).unwrap();
+        let measured = evaluate(&mut subject, &all, Part::All, true, &|_, _| {}).unwrap();
         assert_eq!(measured.perplexity, measured.loss.exp());
-        let error = evaluate(&model, &all, Part::Validation, true, &|_, _| {}).unwrap_err().to_string();
+        let error = evaluate(&mut subject, &all, Part::Validation, true, &|_, _| {}).unwrap_err().to_string();
         assert!(error.contains("nothing of the dataset is kept for validation"), "{error}");
 
         // Both sides together are the whole.
@@ -158,7 +197,7 @@ mod tests {
         let side = Extent::of(&halves, Part::Validation).unwrap();
         assert!(side.examples == 1 && side.target_tokens < extent.target_tokens);
         assert_eq!(Extent::of(&halves, Part::All).unwrap(), extent);
-        let validation = evaluate(&model, &halves, Part::Validation, true, &|_, _| {}).unwrap();
+        let validation = evaluate(&mut subject, &halves, Part::Validation, true, &|_, _| {}).unwrap();
         assert_ne!(validation.loss, measured.loss);
     }
 }

@@ -14,6 +14,7 @@ use brightrun_trainer::{
     plan::{Machine, MachineKind},
     run::{self, GpuToUse, RunEnd, RunSpec, Surroundings},
 };
+use clap::Args;
 
 use crate::{prices, this_machine};
 
@@ -39,6 +40,15 @@ pub enum Wanted {
     Processor,
     /// The card of this number.
     Card(u32),
+}
+
+/// What a command computes on.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct DeviceOption {
+    /// What computes: auto (a card where there is one), cpu, cuda, or cuda:N for the card of that number [default:
+    /// BRIGHTRUN_DEVICE of the environment, or auto].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Wanted>,
 }
 
 /// What jobs are computed on.
@@ -77,14 +87,18 @@ impl fmt::Display for Wanted {
 }
 
 impl Wanted {
-    /// What the command line says, or else the environment.
-    pub(crate) fn said(on_command_line: Option<Self>) -> std::result::Result<Self, String> {
-        on_command_line.map_or_else(|| Self::from_variables(|name| env::var(name).ok()), Ok)
-    }
-
     /// What the environment says.
     pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, String> {
         variable(VARIABLE).unwrap_or_default().parse().map_err(|why| format!("{VARIABLE} {why}"))
+    }
+}
+
+// === impl DeviceOption ===
+
+impl DeviceOption {
+    /// What the command line says, or else the environment.
+    pub(crate) fn wanted(self) -> std::result::Result<Wanted, String> {
+        self.device.map_or_else(|| Wanted::from_variables(|name| env::var(name).ok()), Ok)
     }
 }
 
@@ -150,8 +164,18 @@ impl Computer {
         };
         // Another job may have had its memory before.
         spec.machine = Self::Card(cards::look(card.number)?).machine();
-        let open = || cards::open(card.number);
-        run::run(spec, &Surroundings { gpu: Some(GpuToUse { open: &open, self_test: cards::OPS }), ..around })
+        self.with_gpu(|gpu| run::run(spec, &Surroundings { gpu, ..around }))
+    }
+
+    /// Does something with the card, if it is one.
+    pub(crate) fn with_gpu<T>(&self, work: impl FnOnce(Option<GpuToUse<'_>>) -> T) -> T {
+        match self {
+            Self::Processor => work(None),
+            Self::Card(card) => {
+                let open = || cards::open(card.number);
+                work(Some(GpuToUse { open: &open, self_test: cards::OPS }))
+            }
+        }
     }
 }
 

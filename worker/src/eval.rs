@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use brightrun_trainer::{
-    evaluate::{self, Extent, Measured, Part},
-    model::Model,
+    evaluate::{self, Extent, Measured, Part, Subject},
     run::{Data, DataSpec, Parameters},
 };
 use clap::{Args, ValueEnum};
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     command::{self, Bar, Ended, Precision},
+    computer::{Computer, DeviceOption, Wanted},
     input::{self, FetchOptions},
     job::{BaseModel, Dataset},
     progress::Progress,
@@ -54,6 +54,8 @@ pub(crate) struct Options {
     /// The loss covers all assistant turns also where a line is one answer with its history.
     #[arg(long)]
     train_on_all_turns: bool,
+    #[command(flatten)]
+    device: DeviceOption,
     /// Prints the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -86,6 +88,7 @@ struct Request<'a> {
     base: BaseModel,
     dataset: Dataset,
     parameters: Parameters,
+    device: Wanted,
 }
 
 /// Measures.
@@ -111,8 +114,9 @@ fn understand(options: &Options) -> Result<Request<'_>, Vec<String>> {
     if options.split == Split::All {
         parameters.validation_split = 0.0;
     }
+    let device = options.device.wanted().map_err(|why| problems.push(why)).unwrap_or_default();
     match command::dataset("dataset", &options.dataset, &mut problems).filter(|_| problems.is_empty()) {
-        Some(dataset) => Ok(Request { options, base, dataset, parameters }),
+        Some(dataset) => Ok(Request { options, base, dataset, parameters, device }),
         None => Err(problems),
     }
 }
@@ -122,6 +126,7 @@ fn understand(options: &Options) -> Result<Request<'_>, Vec<String>> {
 impl Request<'_> {
     fn carry_out(&self, terminal: &MultiProgress) -> anyhow::Result<Evaluation> {
         let options = self.options;
+        let computer = Computer::choose(self.device)?;
         let inputs = command::inputs(&options.cache)?;
         let base = command::base_folder(&self.base, &options.cache)?;
         let data = self.read(&base, &inputs, terminal)?;
@@ -131,11 +136,12 @@ impl Request<'_> {
         };
         let extent = Extent::of(&data, part)?;
         tracing::info!("loading the base model");
-        let model = Model::open(&base, options.adapter.as_deref(), &options.base_precision.of_base())?;
-        let measure = |adapted: bool| {
+        let (adapter, precision) = (options.adapter.as_deref(), options.base_precision.of_base());
+        let mut subject = computer.with_gpu(|gpu| Subject::open(&base, adapter, &precision, gpu, self.parameters.seed))?;
+        let mut measure = |adapted: bool| {
             tracing::info!("measuring {}", if adapted { "base and adapter" } else { "the base" });
             let bar = Bar::new(terminal, BAR);
-            evaluate::evaluate(&model, &data, part, adapted, &|done, total| bar.set(done, total))
+            evaluate::evaluate(&mut subject, &data, part, adapted, &|done, total| bar.set(done, total))
         };
         Ok(Evaluation {
             dataset: data.report().training.name.clone(),

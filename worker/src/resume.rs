@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
-    computer::Wanted,
+    computer::DeviceOption,
     failure,
     local_run::{self, LocalRun, Outcome, Sole},
     progress::Progress,
@@ -18,10 +18,8 @@ pub(crate) struct Options {
     /// The folder of the interrupted job, as brightrun train has named it.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// What computes, which must be what has computed before: auto (a card where there is one), cpu, cuda, or cuda:N for the card
-    /// of that number [default: BRIGHTRUN_DEVICE of the environment, or auto].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<Wanted>,
+    #[command(flatten)]
+    device: DeviceOption,
     /// Prints the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -45,7 +43,7 @@ pub(crate) fn resume(options: &Options, terminal: MultiProgress) -> Outcome {
         Err(error) => return Outcome::Refused(vec![failure::told(&error)]),
     };
     let progress = Progress::new(terminal).at_price(run.0.usd_per_hour);
-    let carried = Wanted::said(options.device).map_err(anyhow::Error::msg);
+    let carried = options.device.wanted().map_err(anyhow::Error::msg);
     let carried = carried.and_then(|device| run.carry_out(&sole, &progress, device));
     carried.unwrap_or_else(|error| Outcome::Failed(failure::told(&error)))
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::MultiProgress;
 
 use crate::{
-    computer::Wanted,
+    computer::DeviceOption,
     failure,
     input::{self, FetchOptions},
     job::{self, JobSpec, Overrides, ParameterFlags, Problem},
@@ -61,10 +61,8 @@ pub(crate) struct Options {
     /// What an hour of this machine costs, in dollars [default: the job's cost_per_gpu_hour].
     #[arg(long, value_name = "USD", value_parser = price)]
     usd_per_hour: Option<f64>,
-    /// What computes: auto (a card where there is one), cpu, cuda, or cuda:N for the card of that number [default:
-    /// BRIGHTRUN_DEVICE of the environment, or auto].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<Wanted>,
+    #[command(flatten)]
+    device: DeviceOption,
     /// Prints the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -138,7 +136,7 @@ fn read_limited(path: &Path) -> anyhow::Result<String> {
 }
 
 fn run_job(job: &JobSpec, output: &Path, options: &Options, terminal: MultiProgress) -> anyhow::Result<Outcome> {
-    let device = Wanted::said(options.device).map_err(anyhow::Error::msg)?;
+    let device = options.device.wanted().map_err(anyhow::Error::msg)?;
     let gpus = job.gpu.check(this_machine::gpus()).unwrap_or_default();
     let unused = [("upload_urls", !job.uploads.is_empty()), ("callback_url", job.callback.is_some())];
     let unused = unused.into_iter().filter(|(_, given)| *given);

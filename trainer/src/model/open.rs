@@ -17,13 +17,16 @@ impl Model {
     pub fn open(base_dir: &Path, adapter_dir: Option<&Path>, precision: &BasePrecision) -> Result<Self> {
         let config = ModelConfig::read(base_dir)?;
         let checkpoint = Checkpoint::open(base_dir, &config)?;
-        let adapters = match adapter_dir {
-            Some(dir) => {
-                let (plan, tensors) = lora::read(dir, &config)?;
-                Adapters::from_tensors(&config, &plan, &tensors)?
-            }
-            None => Adapters::none(),
-        };
+        let adapters = Adapters::read(adapter_dir, &config)?;
         Self::load(&config, &checkpoint, precision, &adapters)
+    }
+}
+
+impl Adapters {
+    /// Those of an adapter's folder, or none.
+    pub(crate) fn read(dir: Option<&Path>, config: &ModelConfig) -> Result<Self> {
+        let Some(dir) = dir else { return Ok(Self::none()) };
+        let (plan, tensors) = lora::read(dir, config)?;
+        Self::from_tensors(config, &plan, &tensors)
     }
 }

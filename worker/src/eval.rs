@@ -137,7 +137,8 @@ impl Request<'_> {
         let extent = Extent::of(&data, part)?;
         tracing::info!("loading the base model");
         let (adapter, precision) = (options.adapter.as_deref(), options.base_precision.of_base());
-        let mut subject = computer.with_gpu(|gpu| Subject::open(&base, adapter, &precision, gpu, self.parameters.seed))?;
+        let mut subject =
+            computer.with_gpu(|gpu| Subject::open(&base, adapter, &precision, gpu, self.parameters.seed))?;
         let mut measure = |adapted: bool| {
             tracing::info!("measuring {}", if adapted { "base and adapter" } else { "the base" });
             let bar = Bar::new(terminal, BAR);

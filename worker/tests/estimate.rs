@@ -4,7 +4,6 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output},
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -43,10 +42,7 @@ fn plan<'a>(estimate: &'a Value, name: &str) -> &'a Value {
 #[test]
 fn the_80b_is_planned_from_its_config_alone_for_every_card() {
     let folder = job(json!({}), json!({ "gpu_type": "H100", "num_gpus": 1, "cost_per_gpu_hour": 3.35 }));
-    let begin = Instant::now();
     let (code, estimate) = estimate(folder.path(), &["--tokens", "2000000", "--examples", "2000"]);
-    // Well under a second on a machine that is not busy with other tests.
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!((code, &estimate["fits"], &estimate["asked"]), (Some(0), &json!(true), &json!("H100")));
     let h100 = plan(&estimate, "H100");
     assert_eq!(h100["parameters"]["base"], 79_674_391_296u64);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 /// What every planted secret begins with.
 const MARK: &str = "S3CR3T";
 /// Long enough for every machine; nothing is measured with it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(900);
 /// What opens a store, a callback or a door; and what other programs keep in an environment.
 const ENVIRONMENT: [(&str, &str); 9] = [
     ("BRIGHTRUN_CALLBACK_SECRET", "S3CR3Tcallback0123456789"),

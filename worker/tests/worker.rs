@@ -12,7 +12,7 @@ use brightrun_tests::platform::{Options, Platform, Route, Status, Urls, answer_p
 use serde_json::{Value, json};
 
 /// Long enough for every machine; nothing is measured with it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 fn platform() -> Platform {
     let options =
@@ -111,7 +111,11 @@ async fn a_worker_that_goes_while_it_trains_hands_its_job_back() {
     let (platform, volume) = (platform(), tempfile::tempdir().unwrap());
     let worker = start(&platform, volume.path());
     let id = platform.submit(job("j", json!({ "max_steps": 400 })));
-    platform.until_count(Route::Progress, 3, PATIENCE).await.unwrap();
+    let trains = |platform: &Platform| {
+        let job = platform.job(&id)?;
+        job.progress.iter().any(|progress| progress["current_step"].as_u64() >= Some(1)).then_some(())
+    };
+    platform.until(PATIENCE, "step", trains).await.unwrap();
     assert!(worker.terminate().unwrap().success());
     assert_eq!(platform.job(&id).unwrap().results.len(), 0);
     let saved = fs::read_dir(volume.path().join("brightrun/jobs/j/checkpoints")).unwrap().count();

@@ -54,6 +54,8 @@ pub(super) struct Emulator {
     usage: Cell<Usage>,
     /// Whether there is something in place of the vendor's library.
     library: bool,
+    /// Whether kernels are left out, and zeros are what they leave.
+    idle: bool,
     /// What lanes were asked and have not done.
     late: Late,
 }
@@ -96,7 +98,7 @@ impl Emulator {
             memory: 1 << 30,
         };
         let (memory, usage, late) = (std::cell::RefCell::default(), Cell::default(), Late::new(seed % 2 == 1));
-        Self { facts, seed, memory, usage, library: false, late }
+        Self { facts, seed, memory, usage, library: false, idle: false, late }
     }
 
     pub(super) fn facts_mut(&mut self) -> &mut Facts {
@@ -105,6 +107,10 @@ impl Emulator {
 
     pub(super) fn with_library(self) -> Self {
         Self { library: true, ..self }
+    }
+
+    pub(super) fn idle(self) -> Self {
+        Self { idle: true, ..self }
     }
 
     /// Whether all of it is memory of one allocation.
@@ -155,6 +161,9 @@ impl Emulator {
     }
 
     fn run_kernel(&self, kernel: &Kernel, shape: Shape, arguments: &[Argument]) -> Result<()> {
+        if self.idle {
+            return Ok(());
+        }
         let name = CString::new(kernel.name).map_err(|error| failed(kernel.name, error.to_string()))?;
         let signature = CString::new(kernel.arguments).map_err(|error| failed(kernel.name, error.to_string()))?;
         let mut values: Vec<u64> = arguments.iter().map(|argument| argument.bits).collect();
@@ -196,6 +205,9 @@ impl Backend for Emulator {
         let memory = Memory::new(bytes, grain);
         let address = memory.base() as u64;
         self.memory.borrow_mut().insert(address, memory);
+        if self.idle {
+            self.run_fill(address, 0, bytes)?;
+        }
         let usage = self.usage.get();
         // As a card's arena counts it.
         let now = usage.now + rounded(bytes as u64);

@@ -180,6 +180,14 @@ impl Gpu {
         Self::with(emulator)
     }
 
+    /// One that runs no kernel, for what is asked of memory alone: every result is zero.
+    #[cfg(feature = "emulation")]
+    pub fn emulated_idle(change: impl FnOnce(&mut Facts)) -> Self {
+        let mut emulator = emulated::Emulator::new(0).idle();
+        change(emulator.facts_mut());
+        Self::with(emulator)
+    }
+
     /// What it is like.
     pub fn facts(&self) -> &Facts {
         self.backend.facts()

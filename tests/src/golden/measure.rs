@@ -6,7 +6,19 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Default)]
 pub struct Report {
     values: Map<String, Value>,
+    held: Vec<Held>,
     failed: Vec<String>,
+}
+
+/// A difference that is held to something.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    /// What differs.
+    pub name: String,
+    /// By how much.
+    pub difference: f64,
+    /// What is allowed.
+    pub tolerance: f64,
 }
 
 impl Report {
@@ -15,7 +27,13 @@ impl Report {
         if difference.is_nan() || difference > tolerance {
             self.failed.push(format!("{name}: {difference:.3e} > {tolerance:.0e}"));
         }
+        self.held.push(Held { name: name.into(), difference, tolerance });
         self.note(name, difference);
+    }
+
+    /// Everything that is held to a tolerance.
+    pub fn held(&self) -> &[Held] {
+        &self.held
     }
 
     /// A difference that is only reported.

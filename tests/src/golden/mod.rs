@@ -8,7 +8,7 @@ mod model;
 mod nf4;
 
 pub use fixture::{Fixture, Golden, Tensors};
-pub use measure::{Report, share_of_maximum};
+pub use measure::{Held, Report, share_of_maximum};
 
 use std::path::Path;
 

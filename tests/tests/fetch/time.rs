@@ -14,7 +14,7 @@ use crate::{ATTEMPTS, Bench, NAME, body, says};
 const FOREVER: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(150);
 /// What a test waits before it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::test]
 async fn headers_that_do_not_come() {

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use obedient::Obedient;
 
 /// Long enough for every machine; nothing is measured with it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What came back.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ mod settings;
 pub(crate) use settings::settings;
 
 /// Long enough for every machine; nothing is measured with it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A worker, until it is told to go.
 pub(crate) fn worker(platform: &Platform, settings: Settings) -> (JoinHandle<()>, CancellationToken) {

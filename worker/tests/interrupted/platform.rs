@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Long enough for every machine; nothing is measured with it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(900);
 /// So many of the calls that change a file are killed before, spread over the whole job.
 const KILLS: usize = 30;
 /// Jobs at the same time.

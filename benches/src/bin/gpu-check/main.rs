@@ -132,7 +132,7 @@ fn run(options: &Options) -> Result<ExitCode> {
             fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
         }
     }
-    report.conclude();
+    report.conclude(seed);
     Ok(if report.all_is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -67,12 +67,14 @@ impl Report {
         self.wrong.is_empty()
     }
 
-    pub(super) fn conclude(&self) {
+    /// The end of what is printed: what is wrong once more, for it stands far above.
+    pub(super) fn conclude(&self, seed: u64) {
         let number = self.checks.len();
         if self.all_is_well() {
             println!("{number} checks, all is well");
         } else {
-            println!("{number} checks, {} wrong", self.wrong.len());
+            println!("{number} checks, {} wrong with --seed {seed}", self.wrong.len());
+            self.wrong.iter().for_each(|what| println!("WRONG  {what}"));
         }
     }
 

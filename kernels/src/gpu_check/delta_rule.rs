@@ -60,7 +60,8 @@ const NEVER: f64 = -30.0;
 const CANCELLED: [f64; 3] = [1.5e-2, 4e-2, 8e-2];
 
 const SMALL: &[Case] = &[
-    plain([1, 1, 16, 16], &[1]),
+    // Heads enough that none whose gradient is nearly nothing decides.
+    plain([4, 8, 16, 16], &[1]),
     plain([2, 4, 16, 16], &[65, 1, 3, 64]),
     plain([1, 2, 32, 32], &[63, 128, 1, 1, 2]),
     plain([1, 3, 16, 48], &[17, 129]),
@@ -72,7 +73,7 @@ const SMALL: &[Case] = &[
     Case { rate: -6.0, ..plain([1, 2, 16, 32], &[200]) },
     Case { rate: 3.0, ..plain([1, 2, 16, 32], &[130, 7]) },
     Case { rate: 11.0, gates: 20.0, ..plain([1, 2, 16, 32], &[130, 7]) },
-    Case { rate: -6.0, alike: 0.5, ..plain([1, 1, 32, 32], &[150]) },
+    Case { rate: -6.0, alike: 0.5, ..plain([4, 4, 32, 32], &[150]) },
     Case { alike: 1.0, ..plain([1, 1, 32, 32], &[66]) },
     Case { rate: NEVER, alike: 4.0, allowed: CANCELLED, ..plain([1, 2, 32, 32], &[64, 200]) },
     Case { rate: NEVER, alike: 1.0, allowed: CANCELLED, ..plain([1, 2, 32, 32], &[192]) },

@@ -2,6 +2,7 @@
 //! that was interrupted goes on as if nothing had happened.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -9,11 +10,14 @@ use brightrun_kernels::gpu::Gpu;
 use brightrun_kernels::gpu_check::FAMILIES;
 use brightrun_trainer::clock::Still;
 use brightrun_trainer::demo;
+use brightrun_trainer::evaluate::{self, Part, Subject};
 use brightrun_trainer::events::{Event, EventSink, StepMetrics};
+use brightrun_trainer::lora::AdapterDtype;
 use brightrun_trainer::optim::OptimizerKind;
-use brightrun_trainer::run::{self, GpuToUse, Parameters, RunEnd, RunSpec, RunSummary, Surroundings};
+use brightrun_trainer::run::{self, Data, DataSpec, GpuToUse, Parameters, RunEnd, RunSpec, RunSummary, Surroundings};
 use brightrun_trainer::schedule::WarmUp;
 use brightrun_trainer::stop::{Stop, StopKind};
+use brightrun_trainer::weights::BasePrecision;
 use serde_json::Value;
 
 /// Keeps the steps, and asks for a pause when so many are taken.
@@ -69,6 +73,7 @@ fn parameters() -> Parameters {
         eval_steps: Some(2),
         learning_rate: 1e-3,
         warmup: WarmUp::Steps(0),
+        adapter_dtype: AdapterDtype::F32,
         ..Parameters::default()
     }
 }
@@ -117,6 +122,23 @@ fn a_run_on_a_gpu_learns_what_one_on_the_processor_does() {
     let [expected, found] = [expected.0, found.0].map(|summary| summary.validation_loss.unwrap());
     assert!((found / expected - 1.0).abs() < 1e-2, "{found} and {expected}");
     let result: Value = serde_json::from_slice(&fs::read(folder.path().join("gpu/result.json")).unwrap()).unwrap();
+    // Whoever measures the adapter there later finds what the run has found, to the bit.
+    let (base, adapter) = (folder.path().join("base"), folder.path().join("gpu/adapter"));
+    let open = || Ok(Gpu::emulated(3));
+    let gpu = Some(GpuToUse { open: &open, self_test: &FAMILIES[..1] });
+    let mut subject = Subject::open(&base, Some(&adapter), &BasePrecision::nf4(), gpu, 1).unwrap();
+    let spec = spec(folder.path(), "gpu", parameters());
+    let data = DataSpec {
+        dataset: &spec.dataset,
+        validation_dataset: None,
+        model_dir: &base,
+        stand_in_model: false,
+        cache_dir: &spec.cache_dir,
+        parameters: &spec.parameters,
+    };
+    let data = Data::read(&data, &|_, _| ControlFlow::Continue(())).unwrap();
+    let measured = evaluate::evaluate(&mut subject, &data, Part::Validation, true, &|_, _| {}).unwrap();
+    assert_eq!(measured.loss, found);
     let proof = &result["proof"];
     assert_eq!(proof["base"]["sha256_before"], proof["base"]["sha256_after"], "{proof:#}");
     assert!(proof["ops"][0]["op"].as_str().is_some_and(|op| op.ends_with(" on a GPU")), "{proof:#}");

@@ -6,8 +6,6 @@
 
 #include "device.h"
 
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
 constexpr int WARP = 32;
 
 // Taken from one lane, so that the compiler sees that a warp has it once.

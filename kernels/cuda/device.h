@@ -236,3 +236,7 @@ DEVICE float fast_reciprocal(float value) {
 #else
 #include "emulator/emulator.h"
 #endif
+
+// Exponents of e in those of 2, and back.
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;

@@ -62,7 +62,7 @@ template <int V> DEVICE void load_floats(global<const float> at, float (&values)
 }
 
 // 1 / (1 + e^-x). The exponential of a far negative x is infinite, and its reciprocal 0.
-DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp2(-1.4426950408889634f * x)); }
+DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp2(-LOG2_E * x)); }
 
 // d (x σ(x)) / dx, s = σ(x)
 DEVICE float silu_slope(float x, float s) { return s * fused(x, 1.0f - s, 1.0f); }

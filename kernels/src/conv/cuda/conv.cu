@@ -26,8 +26,6 @@ constexpr int BACK = TAPS - 1;
 // Tokens under way: 3 backward, where there are two pieces of each, so that a thread has enough registers (168).
 constexpr int FORWARD_AHEAD = 4;
 constexpr int BACKWARD_AHEAD = 3;
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float LN2 = 0.6931471805599453f;
 
 // The projection: groups of q | k | v | z, and the convolved channels q | k | v of all groups.
 struct Layout {
@@ -65,7 +63,7 @@ template <int V> DEVICE void load_taps(global<const float> weight, int channel, 
     for (int back = 0; back < TAPS; back++) {
         load_floats<V>(weight + (back * channels + channel), w[back]);
 #pragma unroll
-        for (int k = 0; k < V; k++) w[back][k] *= -LOG2E;
+        for (int k = 0; k < V; k++) w[back][k] *= -LOG2_E;
     }
 }
 
@@ -147,7 +145,7 @@ template <int V> struct Forward {
             ask(i, t + i + AHEAD);
             // p σ(p) = q / (-log2(e) (1 + 2^q))
 #pragma unroll
-            for (int k = 0; k < V; k++) q[k] *= fast_reciprocal(fused(fast_exp2(q[k]), -LOG2E, -LOG2E));
+            for (int k = 0; k < V; k++) q[k] *= fast_reciprocal(fused(fast_exp2(q[k]), -LOG2_E, -LOG2_E));
             if (t + i < end) store(y + int64_t(t + i) * channels, narrow(q));
         }
     }
@@ -219,7 +217,7 @@ template <int V> struct Backward {
 #pragma unroll
             for (int k = 0; k < V; k++) {
                 float s = fast_reciprocal(1.0f + fast_exp2(q[k]));
-                dp[k] *= s * fused(q[k], fused(s, -LN2 * LN2, LN2 * LN2), -LN2);
+                dp[k] *= s * fused(q[k], fused(s, -LN_2 * LN_2, LN_2 * LN_2), -LN_2);
             }
             pass_back<V, STEADY>(w, dp, age, gradients, q);
             if (whole >= first && whole < last) store(dx + int64_t(whole) * width, narrow(q));

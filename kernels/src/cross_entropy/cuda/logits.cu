@@ -17,7 +17,6 @@ constexpr int GROUP = 64;
 // Fragments of a warp's row.
 constexpr int COLUMNS = GROUP / 8;
 
-constexpr float LOG2_E = 1.4426950408889634f;
 // Instead of the exponent of nothing.
 constexpr float LEAST = -1e30f;
 

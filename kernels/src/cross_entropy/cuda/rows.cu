@@ -9,7 +9,6 @@ namespace {
 
 constexpr int LANES = 32;
 constexpr int SLICES = 32;
-constexpr float LN_2 = 0.6931471805599453f;
 constexpr float LEAST = -1e30f;
 constexpr int MOST_RANK = 256;
 

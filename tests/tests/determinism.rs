@@ -65,22 +65,9 @@ impl EventSink for Deaf {
 /// Every file that a whole run of the demo leaves, by name; from the job's parameters on, nothing is left out.
 fn whole_run(inputs: &Path, seed: u64, threads: usize) -> Vec<(PathBuf, Vec<u8>)> {
     let output = tempfile::tempdir().unwrap();
-    let spec = RunSpec {
-        job_id: "twice".to_owned(),
-        model_dir: inputs.join("base"),
-        base_model_name: "demo".to_owned(),
-        dataset: inputs.join("conversations.jsonl"),
-        validation_dataset: None,
-        output_dir: output.path().to_owned(),
-        base_model_asked: None,
-        base_model_revision: None,
-        cache_dir: output.path().join("cache"),
-        checkpoint_dir: output.path().join("checkpoints"),
-        machine: None,
-        usd_per_hour: None,
-        warnings: Vec::new(),
-        parameters: Parameters { max_steps: Some(2), validation_split: 0.1, seed, ..Parameters::default() },
-    };
+    let (model, dataset) = (inputs.join("base"), inputs.join("conversations.jsonl"));
+    let parameters = Parameters { max_steps: Some(2), validation_split: 0.1, seed, ..Parameters::default() };
+    let spec = RunSpec::new("twice", &model, dataset, output.path().to_owned(), parameters);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let ended = pool.install(|| run::run(&spec, &Surroundings::new(&Deaf, &Still, &Stop::default()))).unwrap();
     assert!(matches!(ended, RunEnd::Finished(_)));

@@ -47,20 +47,8 @@ enum On {
 
 fn spec(folder: &Path, name: &str, parameters: Parameters) -> RunSpec {
     RunSpec {
-        job_id: name.into(),
-        model_dir: folder.join("base"),
-        base_model_name: "demo".into(),
-        base_model_asked: None,
-        base_model_revision: None,
-        dataset: folder.join("conversations.jsonl"),
-        validation_dataset: None,
-        output_dir: folder.join(name),
         cache_dir: folder.join("cache"),
-        checkpoint_dir: folder.join(name).join("checkpoints"),
-        machine: None,
-        usd_per_hour: None,
-        warnings: Vec::new(),
-        parameters,
+        ..RunSpec::new(name, &folder.join("base"), folder.join("conversations.jsonl"), folder.join(name), parameters)
     }
 }
 

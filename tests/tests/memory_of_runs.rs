@@ -75,21 +75,10 @@ fn run_in_a_process_of_its_own() {
     let (Ok(index), Ok(folder)) = (env::var(CASE), env::var(FOLDER)) else { return };
     let (folder, (family, parameters)) = (Path::new(&folder), cases().swap_remove(index.parse().unwrap()));
     let output = tempfile::tempdir_in(folder).unwrap();
+    let (model, dataset) = (folder.join(family.model_type()), folder.join("conversations.jsonl"));
     let spec = RunSpec {
-        job_id: "measured".to_owned(),
-        model_dir: folder.join(family.model_type()),
-        base_model_name: "toy".to_owned(),
-        base_model_asked: None,
-        base_model_revision: None,
-        dataset: folder.join("conversations.jsonl"),
-        validation_dataset: None,
-        output_dir: output.path().to_owned(),
-        cache_dir: output.path().join("cache"),
-        checkpoint_dir: output.path().join("checkpoints"),
         machine: Some(Machine::cpu(THREADS, 1 << 36)),
-        usd_per_hour: None,
-        warnings: Vec::new(),
-        parameters,
+        ..RunSpec::new("measured", &model, dataset, output.path().to_owned(), parameters)
     };
     let planned = Planned::default();
     run::run(&spec, &Surroundings::new(&planned, &Still, &Stop::default())).unwrap();

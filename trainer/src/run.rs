@@ -11,7 +11,7 @@ mod tests;
 mod training;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,31 @@ pub enum RunEnd {
     },
 }
 
+// === impl RunSpec ===
+
+impl RunSpec {
+    /// A job with nothing but what every one has: the base model is called by its folder, and everything that the run writes is in
+    /// the output folder. Nothing is known of the machine.
+    pub fn new(job_id: &str, model_dir: &Path, dataset: PathBuf, output_dir: PathBuf, parameters: Parameters) -> Self {
+        Self {
+            job_id: job_id.to_owned(),
+            model_dir: model_dir.to_owned(),
+            base_model_name: model_dir.display().to_string(),
+            base_model_asked: None,
+            base_model_revision: None,
+            dataset,
+            validation_dataset: None,
+            cache_dir: output_dir.join("cache"),
+            checkpoint_dir: output_dir.join("checkpoints"),
+            output_dir,
+            machine: None,
+            usd_per_hour: None,
+            warnings: Vec::new(),
+            parameters,
+        }
+    }
+}
+
 /// Runs a job to its end, or on from where it was interrupted.
 pub fn run(spec: &RunSpec, around: &Surroundings<'_>) -> Result<RunEnd> {
     let watch = &mut Watch::new(around, spec.warnings.clone());
@@ -128,6 +153,7 @@ pub fn run(spec: &RunSpec, around: &Surroundings<'_>) -> Result<RunEnd> {
 }
 
 fn whole(spec: &RunSpec, watch: &mut Watch) -> Result<RunSummary> {
+    watch.go_on()?;
     watch.stage(Stage::Fetching);
     let data = reading::data(spec, watch)?;
     watch.stage(Stage::Loading);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use brightrun_trainer::{
-    Error, Result,
+    Result,
     cards::{self, Card},
     plan::{Machine, MachineKind},
     run::{self, GpuToUse, RunEnd, RunSpec, Surroundings},
@@ -156,7 +156,8 @@ impl Computer {
                 Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {
                     if around.stop.asked().is_some() {
-                        return Err(Error::Cancelled);
+                        // It ends before it begins, and says how far it had come.
+                        return run::run(spec, &around);
                     }
                     thread::sleep(LOOK);
                 }
@@ -181,7 +182,21 @@ impl Computer {
 
 #[cfg(test)]
 mod tests {
+    use brightrun_trainer::{
+        Error,
+        clock::Still,
+        events::{Event, EventSink},
+        run::Parameters,
+        stop::{Stop, StopKind},
+    };
+
     use super::*;
+
+    struct Deaf;
+
+    impl EventSink for Deaf {
+        fn emit(&self, _: &Event) {}
+    }
 
     #[test]
     fn what_is_wanted_is_said_in_one_word() {
@@ -212,6 +227,23 @@ mod tests {
         let unknown = card("NVIDIA Something 1").machine().unwrap();
         assert_eq!((unknown.name().as_str(), unknown.memory_bytes()), ("NVIDIA Something 1", 70_000_000_000));
         assert!(matches!(Computer::Processor.machine().map(|machine| machine.kind), Some(MachineKind::Cpu { .. })));
+    }
+
+    /// A job that is told to pause while another has the card is interrupted, not failed.
+    #[test]
+    fn a_job_that_waits_for_the_card_can_be_paused() {
+        let _another = IN_USE.lock().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (model, dataset, output) = (folder.path().join("base"), folder.path().join("data.jsonl"), folder.path());
+        let mut spec = RunSpec::new("waits", &model, dataset, output.to_owned(), Parameters::default());
+        let stop = Stop::default();
+        stop.ask(StopKind::Pause);
+        let card = Computer::Card(Card { number: 0, name: "NVIDIA H200".into(), free: 70_000_000_000 });
+        let ended = card.run(&mut spec, Surroundings::new(&Deaf, &Still, &stop));
+        assert!(matches!(ended, Ok(RunEnd::Paused { step: 0, .. })), "{ended:?}");
+        stop.ask(StopKind::Cancel);
+        let ended = card.run(&mut spec, Surroundings::new(&Deaf, &Still, &stop));
+        assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
     }
 
     #[test]

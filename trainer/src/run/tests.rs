@@ -49,20 +49,9 @@ fn demo_job(folder: &Path, name: &str) -> RunSpec {
         ..Parameters::default()
     };
     RunSpec {
-        job_id: name.into(),
-        model_dir,
-        base_model_name: "demo".into(),
-        base_model_asked: None,
-        base_model_revision: None,
-        dataset,
-        validation_dataset: None,
-        output_dir: folder.join(name),
         cache_dir: folder.join("cache"),
-        checkpoint_dir: folder.join(name).join("checkpoints"),
-        machine: None,
-        usd_per_hour: None,
         warnings: vec!["told before".into()],
-        parameters,
+        ..RunSpec::new(name, &model_dir, dataset, folder.join(name), parameters)
     }
 }
 

@@ -344,22 +344,24 @@ template <class T> DEVICE void clear(float (&sum)[T::ROWS][T::COLUMNS][4]) {
 // === what becomes of the sums ===
 
 // Calls `store(row, column, x, y)`, counted from the block's first row and column; x stands in `column`, which is even, and y
-// in the next one. `store` may change x and y.
+// in the next one. `store` may change x and y. Here for the sums of fragments that begin at a row and a column.
+template <class T, class Store> DEVICE void each_pair_of(float (&sum)[T::COLUMNS][4], int row, int column, const Store& store) {
+    int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+        for (int j = 0; j < T::COLUMNS; j++) {
+            store(row + 8 * half + lane / 4, column + 8 * j + lane % 4 * 2, sum[j][2 * half], sum[j][2 * half + 1]);
+        }
+    }
+}
+
+// The same for all sums.
 template <class T, class Store> DEVICE void each_pair(float (&sum)[T::ROWS][T::COLUMNS][4], const Store& store) {
     const Part<T> part;
     if (T::WARPS_K > 1 && part.of_k > 0) return;
-    int lane = int(threadIdx.x) % 32;
 #pragma unroll
-    for (int i = 0; i < T::ROWS; i++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-#pragma unroll
-            for (int j = 0; j < T::COLUMNS; j++) {
-                store(part.first_row + T::BETWEEN * i + 8 * half + lane / 4, part.first_column + 8 * j + lane % 4 * 2, sum[i][j][2 * half],
-                      sum[i][j][2 * half + 1]);
-            }
-        }
-    }
+    for (int i = 0; i < T::ROWS; i++) each_pair_of<T>(sum[i], part.first_row + T::BETWEEN * i, part.first_column, store);
 }
 
 // === which tile ===

@@ -30,25 +30,34 @@ template <bool ALONG, class T, int OUTER> struct Few {
     }
 };
 
-// Drops sums by the index that they have in a matrix of n columns; the block begins at this row and column.
-template <class T> DEVICE void drop(float (&sum)[T::ROWS][T::COLUMNS][4], const Dropout& dropout, int row, int column, int n) {
+// Drops sums by the index that they have in a matrix of m x n; the block begins at this row and column. Fragments below the matrix are
+// left out, and for another reason, too: with a branch before each, the compiler draws for one after the other, in few registers.
+template <class T>
+DEVICE void drop(float (&sum)[T::ROWS][T::COLUMNS][4], const Dropout& dropout, int row, int column, int m, int n) {
+    static_assert(T::WARPS_K == 1, "every warp has sums");
     uint32_t width = uint32_t(here(n));
     uint64_t first = uint64_t(here(row)) * width + uint64_t(column);
-    each_pair<T>(sum, [&](int i, int j, float& x, float& y) {
+    auto draw = [&](int i, int j, float& x, float& y) {
         uint64_t index = first + uint32_t(i) * width + uint32_t(j);
         if (!dropout.keeps(index)) x = 0;
         if (!dropout.keeps(index + 1)) y = 0;
-    });
+    };
+    const Part<T> part;
+#pragma unroll
+    for (int i = 0; i < T::ROWS; i++) {
+        int begin = part.first_row + T::BETWEEN * i;
+        if (row + begin < m) each_pair_of<T>(sum[i], begin, part.first_column, draw);
+    }
 }
 
 // The product of two pairs of operands one behind the other along k. With DROPS the sums of the first are dropped; it is a loop
 // of its own then: in the middle of one, the mask would cost registers.
 template <bool DROPS, class T, class A1, class B1, class A2, class B2>
 DEVICE void joined(float (&sum)[T::ROWS][T::COLUMNS][4], A1& a1, B1& b1, int tiles1, A2& a2, B2& b2, int tiles2,
-                   shared<bf16> stages, const Dropout& dropout, int row, int column, int n) {
+                   shared<bf16> stages, const Dropout& dropout, int row, int column, int m, int n) {
     if constexpr (DROPS) {
         product<T>(sum, a1, b1, 0, tiles1, stages);
-        drop<T>(sum, dropout, row, column, n);
+        drop<T>(sum, dropout, row, column, m, n);
         sync_block();
         product<T>(sum, a2, b2, 0, tiles2, stages);
     } else {

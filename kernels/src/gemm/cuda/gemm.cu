@@ -23,7 +23,7 @@ DEVICE void run(const gemm::Pair& first, const Dropout& dropout, const gemm::Pai
     typename T::Sums sum;
     gemm::clear<T>(sum);
     gemm::joined<DROPS, T>(sum, a1, b1, (first.k + T::K - 1) / T::K, a2, b2, (second.k + T::K - 1) / T::K, stages, dropout, row,
-                           column, n);
+                           column, m, n);
     gemm::finish<T>(sum, out, row, column, m, n);
 }
 

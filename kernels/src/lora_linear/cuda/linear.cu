@@ -26,7 +26,7 @@ DEVICE void run(const gemm::Pair& first, const Dropout& dropout, global<const bf
     nf4::Operand<T, T::N, FORWARD> b2(stored, 0, FORWARD ? n : k, FORWARD ? k : n, column);
     typename T::Sums sum;
     gemm::clear<T>(sum);
-    gemm::joined<DROPS, T>(sum, a1, b1, (first.k + T::K - 1) / T::K, a2, b2, (k + T::K - 1) / T::K, stages, dropout, row, column, n);
+    gemm::joined<DROPS, T>(sum, a1, b1, (first.k + T::K - 1) / T::K, a2, b2, (k + T::K - 1) / T::K, stages, dropout, row, column, m, n);
     gemm::finish<T>(sum, out, row, column, m, n);
 }
 

@@ -115,9 +115,8 @@ impl Gpu {
 
     /// Nothing is under way any more.
     pub(super) fn all_joined(&self) {
-        let [kernels, copies] = self.lanes.borrow().begun;
-        self.release_after(Lane::Kernels, kernels);
-        self.release_after(Lane::Copies, copies);
+        let begun = self.lanes.borrow().begun;
+        Lane::ALL.into_iter().zip(begun).for_each(|(lane, number)| self.release_after(lane, number));
     }
 
     fn join(&self, lane: Lane, number: u64, mark: u64) -> Result<()> {

@@ -18,6 +18,15 @@ const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 const CHOICE: &str = "BRIGHTRUN_CUDA_ARCHITECTURES";
 const HOMES: [&str; 2] = ["CUDA_HOME", "CUDA_PATH"];
 
+/// The oldest that knows the architectures and what kernels are written in.
+const OLDEST: u32 = 12080;
+
+/// The compiler, and of which CUDA it is, as the driver counts: 13000 is 13.0.
+struct Nvcc {
+    path: PathBuf,
+    version: u32,
+}
+
 /// One source file, compiled.
 struct Compiled {
     file: String,
@@ -58,7 +67,7 @@ pub(crate) fn build(kernels: &[PathBuf]) -> io::Result<()> {
     });
     let done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let compiled = done.into_values().filter_map(Result::transpose).collect::<io::Result<Vec<_>>>()?;
-    fs::write(out.join("fatbins.rs"), table(&compiled))
+    fs::write(out.join("fatbins.rs"), table(&nvcc, &compiled))
 }
 
 fn take<'a>(next: &Mutex<usize>, work: &[&'a PathBuf]) -> Option<&'a PathBuf> {
@@ -68,24 +77,38 @@ fn take<'a>(next: &Mutex<usize>, work: &[&'a PathBuf]) -> Option<&'a PathBuf> {
     source
 }
 
-fn nvcc() -> io::Result<PathBuf> {
+fn nvcc() -> io::Result<Nvcc> {
     let homes = HOMES.iter().filter_map(|name| Some(PathBuf::from(env::var_os(name)?).join("bin/nvcc")));
-    for nvcc in homes.chain([PathBuf::from("nvcc")]) {
-        if Command::new(&nvcc).arg("--version").output().is_ok_and(|output| output.status.success()) {
-            return Ok(nvcc);
+    let mut found = String::new();
+    for path in homes.chain([PathBuf::from("nvcc")]) {
+        let Some(output) = Command::new(&path).arg("--version").output().ok().filter(|output| output.status.success())
+        else {
+            continue;
+        };
+        match version(&String::from_utf8_lossy(&output.stdout)) {
+            Some(version) if version >= OLDEST => return Ok(Nvcc { path, version }),
+            Some(version) => found = format!("; {} is of {}.{}", path.display(), version / 1000, version % 1000 / 10),
+            None => found = format!("; {} does not say which it is of", path.display()),
         }
     }
     let reason = "the feature `cuda` needs nvcc of CUDA 12.8 or newer: set CUDA_HOME to a toolkit, \
                   or run `kernels/cuda/toolkit FOLDER`, which installs one from Python packages, and set CUDA_HOME=FOLDER";
-    Err(io::Error::other(reason))
+    Err(io::Error::other(format!("{reason}{found}")))
+}
+
+/// From "… release 13.0, V13.0.88".
+fn version(said: &str) -> Option<u32> {
+    let (major, rest) = said.split_once("release ")?.1.split_once('.')?;
+    let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some(1000 * major.parse::<u32>().ok()? + 10 * minor.parse::<u32>().ok()?)
 }
 
 /// Those of ours that this compiler knows.
-fn architectures(nvcc: &Path) -> io::Result<Vec<String>> {
+fn architectures(nvcc: &Nvcc) -> io::Result<Vec<String>> {
     if let Ok(choice) = env::var(CHOICE) {
         return Ok(choice.split_whitespace().map(str::to_owned).collect());
     }
-    let known = Command::new(nvcc).arg("--list-gpu-code").output()?;
+    let known = Command::new(&nvcc.path).arg("--list-gpu-code").output()?;
     let known = String::from_utf8_lossy(&known.stdout).into_owned();
     let knows = |name: &&str| known.lines().any(|line| line.trim() == format!("sm_{}", name.trim_end_matches('a')));
     Ok(ARCHITECTURES.into_iter().filter(knows).map(str::to_owned).collect())
@@ -102,7 +125,7 @@ fn family(architecture: &str) -> &str {
 }
 
 /// Nothing where the kernels are for none of the architectures.
-fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> io::Result<Option<Compiled>> {
+fn compile(nvcc: &Nvcc, architectures: &[String], source: &Path, out: &Path) -> io::Result<Option<Compiled>> {
     let text = fs::read_to_string(source)?;
     let named = |word: &str| -> Vec<String> {
         let name = |line: &str| Some(line.trim().strip_prefix(word)?.strip_prefix('(')?.strip_suffix(')')?.to_owned());
@@ -132,9 +155,9 @@ fn compile(nvcc: &Path, architectures: &[String], source: &Path, out: &Path) -> 
     flags.extend(
         families.iter().map(|(family, code)| format!("-gencode=arch=compute_{family},code=[{}]", code.join(","))),
     );
-    let made_by = format!("{} {}\n", nvcc.display(), flags.join(" "));
+    let made_by = format!("{} {} {}\n", nvcc.path.display(), nvcc.version, flags.join(" "));
     if !is_current(&report, source, &made_by)? {
-        let output = Command::new(nvcc).args(&flags).arg("-o").arg(&fatbin).arg(source).output()?;
+        let output = Command::new(&nvcc.path).args(&flags).arg("-o").arg(&fatbin).arg(source).output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             return Err(io::Error::other(format!("nvcc cannot compile {}:\n{said}", source.display())));
@@ -199,8 +222,10 @@ fn resources(report: &str) -> Vec<Resources> {
     found
 }
 
-fn table(compiled: &[Compiled]) -> String {
-    let mut text = String::from("pub(super) static FATBINS: &[Fatbin] = &[\n");
+fn table(nvcc: &Nvcc, compiled: &[Compiled]) -> String {
+    let mut text =
+        format!("/// The CUDA that compiled them.\npub(super) const COMPILED_BY: u32 = {};\n\n", nvcc.version);
+    text.push_str("pub(super) static FATBINS: &[Fatbin] = &[\n");
     for Compiled { file, kernels, fatbin, .. } in compiled {
         let _ = writeln!(
             text,

@@ -4,6 +4,10 @@
 //
 // What a stream is asked is done when somebody waits for it: the main one, which has the highest priority, always as late as it
 // may be; the others at once, or as late, too, where EMULATED_LANES is "late". What is missing an event goes wrong in one of both.
+//
+// EMULATED_CARD=h200 is a card with an H200's numbers. EMULATED_KERNELS=none does nothing that is asked: what is read from the card
+// is 0, and no memory of it is touched. So whole steps at real sizes are asked for in minutes: each launch within the limits of a
+// card, each buffer within its memory. EMULATED_CUDA=12020 is a driver of CUDA 12.2.
 #include <sys/mman.h>
 
 #include <chrono>
@@ -31,8 +35,21 @@ namespace {
 // Of the real driver's numbers, those that are told here.
 constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, LAUNCH_FAILED = 719;
 constexpr int MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, SHARED_OF_MULTIPROCESSOR = 81, SHARED_OF_BLOCK = 97;
-constexpr int SHARED_LIMIT = 99 << 10;
-constexpr size_t MEMORY = size_t(4) << 30;
+// Of any card: blocks along x, blocks along y and z, and threads of a block.
+constexpr unsigned BLOCKS = 0x7fffffff, ROWS_OF_BLOCKS = 0xffff, THREADS = 1024;
+
+bool is_set(const char* variable, const char* value) {
+    const char* found = std::getenv(variable);
+    return found && std::strcmp(found, value) == 0;
+}
+
+struct Card {
+    int major, minor, multiprocessors, shared;
+    size_t memory;
+};
+const Card card = is_set("EMULATED_CARD", "h200") ? Card{9, 0, 132, 227 << 10, size_t(139) << 30}
+                                                  : Card{8, 0, 3, 99 << 10, size_t(4) << 30};
+const bool idle = is_set("EMULATED_KERNELS", "none");
 constexpr uint32_t FATBIN = 0xba55ed50;
 
 struct Function {
@@ -53,8 +70,6 @@ struct Event {
 
 std::vector<std::unique_ptr<Function>> functions;
 std::vector<std::unique_ptr<Stream>> streams;
-// Of the host, where it begins and ends.
-std::map<uintptr_t, uintptr_t> pinned;
 size_t allocated = 0;
 int token;
 // What went wrong first stays.
@@ -82,31 +97,40 @@ int ask(void* at, std::function<int()> work) {
     return failure;
 }
 
-bool is_pinned(const void* at, size_t bytes) {
-    auto from = reinterpret_cast<uintptr_t>(at);
-    auto after = pinned.upper_bound(from);
-    return after != pinned.begin() && from + bytes <= std::prev(after)->second;
+// Pieces of memory, where they begin and end.
+using Pieces = std::map<uintptr_t, uintptr_t>;
+Pieces pinned, on_card;
+
+bool is_in(const Pieces& pieces, uintptr_t from, size_t bytes) {
+    auto after = pieces.upper_bound(from);
+    return after != pieces.begin() && from + bytes <= std::prev(after)->second;
 }
+bool is_pinned(const void* at, size_t bytes) { return is_in(pinned, reinterpret_cast<uintptr_t>(at), bytes); }
+bool is_on_card(uint64_t at, size_t bytes) { return is_in(on_card, at, bytes); }
+
+int nothing() { return SUCCESS; }
 
 }  // namespace
 
 extern "C" {
 
 int cuInit(unsigned) { return SUCCESS; }
-int cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
+int cuDriverGetVersion(int* version) {
+    const char* told = std::getenv("EMULATED_CUDA");
+    return *version = told ? std::atoi(told) : 13000, SUCCESS;
+}
 int cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? SUCCESS : INVALID_VALUE; }
 int cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, size_t(length), "emulated card"), SUCCESS; }
-int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY, SUCCESS; }
-int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = MEMORY - allocated, *total = MEMORY, SUCCESS; }
+int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = card.memory, SUCCESS; }
+int cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = card.memory - allocated, *total = card.memory, SUCCESS; }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &token, SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(void* context) { return context == &token ? SUCCESS : INVALID_VALUE; }
 int cuCtxGetStreamPriorityRange(int* least, int* greatest) { return *least = 0, *greatest = -5, SUCCESS; }
 int cuStreamCreateWithPriority(void** stream, unsigned, int priority) {
-    const char* lanes = std::getenv("EMULATED_LANES");
     streams.push_back(std::make_unique<Stream>());
-    streams.back()->late = priority < 0 || (lanes && std::strcmp(lanes, "late") == 0);
+    streams.back()->late = priority < 0 || is_set("EMULATED_LANES", "late");
     return *stream = streams.back().get(), SUCCESS;
 }
 int cuStreamDestroy_v2(void*) { return SUCCESS; }
@@ -122,23 +146,24 @@ int cuStreamWaitEvent(void* stream, void* at, unsigned) {
 
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
-        case MULTIPROCESSORS: return *value = 3, SUCCESS;
-        case MAJOR: return *value = 8, SUCCESS;
-        case MINOR: return *value = 0, SUCCESS;
-        case SHARED_OF_MULTIPROCESSOR: return *value = SHARED_LIMIT + 1024, SUCCESS;
-        case SHARED_OF_BLOCK: return *value = SHARED_LIMIT, SUCCESS;
+        case MULTIPROCESSORS: return *value = card.multiprocessors, SUCCESS;
+        case MAJOR: return *value = card.major, SUCCESS;
+        case MINOR: return *value = card.minor, SUCCESS;
+        case SHARED_OF_MULTIPROCESSOR: return *value = card.shared + 1024, SUCCESS;
+        case SHARED_OF_BLOCK: return *value = card.shared, SUCCESS;
         default: return INVALID_VALUE;
     }
 }
 
 int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
-    if (allocated + bytes > MEMORY) return OUT_OF_MEMORY;
+    if (allocated + bytes > card.memory) return OUT_OF_MEMORY;
     // Pages that nobody touches cost nothing.
     void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return OUT_OF_MEMORY;
     allocated += bytes;
     emulator::add_unchecked(base, bytes);
-    return *at = reinterpret_cast<uint64_t>(base), SUCCESS;
+    *at = reinterpret_cast<uint64_t>(base);
+    return on_card[*at] = *at + bytes, SUCCESS;
 }
 int cuMemFree_v2(uint64_t) { return SUCCESS; }
 
@@ -154,7 +179,9 @@ int cuMemFreeHost(void* at) {
 }
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+    if (!is_on_card(to, bytes)) return INVALID_VALUE;
     auto at = reinterpret_cast<void*>(to);
+    if (idle) return ask(stream, nothing);
     if (is_pinned(from, bytes)) return ask(stream, [=] { return std::memcpy(at, from, bytes), SUCCESS; });
     // Pageable memory has been read when this returns.
     auto first = static_cast<const char*>(from);
@@ -163,14 +190,21 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stre
     });
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+    if (!is_on_card(from, bytes)) return INVALID_VALUE;
+    if (idle && is_pinned(to, bytes)) return ask(stream, nothing);
+    if (idle) return ask(stream, [=] { return std::memset(to, 0, bytes), SUCCESS; });
     return ask(stream, [=] { return std::memcpy(to, reinterpret_cast<void*>(from), bytes), SUCCESS; });
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+    if (!is_on_card(to, bytes) || !is_on_card(from, bytes)) return INVALID_VALUE;
+    if (idle) return ask(stream, nothing);
     return ask(stream, [=] {
         return std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), SUCCESS;
     });
 }
 int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void* stream) {
+    if (!is_on_card(at, bytes)) return INVALID_VALUE;
+    if (idle) return ask(stream, nothing);
     return ask(stream, [=] { return std::memset(reinterpret_cast<void*>(at), value, bytes), SUCCESS; });
 }
 
@@ -204,11 +238,14 @@ int cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* siz
     return *offset = 8 * index, *size = sizes[index], SUCCESS;
 }
 int cuFuncGetAttribute(int* value, int, void*) { return *value = 0, SUCCESS; }
-int cuFuncSetAttribute(void*, int, int value) { return value <= SHARED_LIMIT ? SUCCESS : INVALID_VALUE; }
+int cuFuncSetAttribute(void*, int, int value) { return value <= card.shared ? SUCCESS : INVALID_VALUE; }
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void* stream, void** arguments, void**) {
-    if (shared > unsigned(SHARED_LIMIT)) return INVALID_VALUE;
+    bool fits = gx && gy && gz && gx <= BLOCKS && gy <= ROWS_OF_BLOCKS && gz <= ROWS_OF_BLOCKS;
+    fits &= bx && by && bz && uint64_t(bx) * by * bz <= THREADS && shared <= unsigned(card.shared);
+    if (!fits) return INVALID_VALUE;
+    if (idle) return ask(stream, nothing);
     auto known = static_cast<Function*>(function);
     std::vector<uint64_t> values;
     for (size_t i = 0; i < known->sizes.size(); i++) {
@@ -223,6 +260,11 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
         if (said.empty()) return SUCCESS;
         return std::fprintf(stderr, "%s\n", said.c_str()), LAUNCH_FAILED;
     });
+}
+
+int cuLaunchHostFunc(void* stream, void (*work)(void*), void* data) {
+    if (idle) return ask(stream, nothing);
+    return ask(stream, [=] { return work(data), SUCCESS; });
 }
 
 int cuEventCreate(void** event, unsigned) { return *event = new Event(), SUCCESS; }

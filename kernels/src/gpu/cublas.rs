@@ -38,6 +38,8 @@ struct Sizes {
     sizes: [usize; 3],
     strides: [usize; 2],
     wide: bool,
+    /// Of A, B and the result: its address is a multiple of so many bytes, 256 at most. Without a word it takes all to be 256.
+    aligned: [u32; 3],
 }
 
 /// How products of some sizes are computed; none where the library cannot.
@@ -70,7 +72,8 @@ impl Library {
     /// Whether it computed the product.
     pub(super) fn product(&self, product: &LibraryProduct, stream: driver::sys::CUstream) -> Result<bool> {
         let LibraryProduct { columns, sizes, strides, wide, .. } = *product;
-        let key = Sizes { columns, sizes, strides, wide };
+        let aligned = [product.a, product.b, product.out].map(|address| 1 << address.trailing_zeros().min(8));
+        let key = Sizes { columns, sizes, strides, wide, aligned };
         let known = self.plans.borrow().get(&key).copied();
         let plan = match known {
             Some(plan) => plan,
@@ -122,7 +125,7 @@ impl Drop for Library {
 
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, key: &Sizes) -> std::result::Result<Self, CublasError> {
-        let Sizes { columns: [a_columns, b_columns], sizes: [m, n, k], strides: [a_stride, b_stride], wide } = *key;
+        let Sizes { columns: [a_columns, b_columns], sizes: [m, n, k], strides: [a_stride, b_stride], wide, .. } = *key;
         let narrow = sys::cudaDataType::CUDA_R_16BF;
         let of_out = if wide { sys::cudaDataType::CUDA_R_32F } else { narrow };
         // As it sees them: rows of ours are its columns.
@@ -140,7 +143,7 @@ impl Plan {
             out: result::create_matrix_layout(of_out, n as u64, m as u64, n as i64)?,
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         };
-        match plan.choose(handle, a_columns, b_columns) {
+        match plan.choose(handle, key) {
             Ok(algorithm) => Ok(Self { algorithm, ..plan }),
             Err(error) => {
                 plan.destroy();
@@ -152,14 +155,24 @@ impl Plan {
     fn choose(
         &self,
         handle: sys::cublasLtHandle_t,
-        a_columns: bool,
-        b_columns: bool,
+        key: &Sizes,
     ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
         use sys::cublasLtMatmulPreferenceAttributes_t::{
-            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
         };
-        let (first, second) = (if b_columns { PLAIN } else { TRANSPOSED }, if a_columns { TRANSPOSED } else { PLAIN });
+        let Sizes { columns: [a_columns, b_columns], aligned: [a_aligned, b_aligned, out_aligned], .. } = key;
+        let (first, second) =
+            (if *b_columns { PLAIN } else { TRANSPOSED }, if *a_columns { TRANSPOSED } else { PLAIN });
+        // Its A is our B.
+        let places = [
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b_aligned),
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a_aligned),
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_aligned),
+            (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_aligned),
+        ];
         let preference = result::create_matmul_pref()?;
         // SAFETY: all objects live, and each value has the type that its attribute has.
         let found = unsafe {
@@ -180,6 +193,10 @@ impl Plan {
                     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, ptr::from_ref(&(WORKSPACE as usize)).cast(), 8)
                 })
                 .and_then(|()| prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ptr::from_ref(&REDUCTION).cast(), 4))
+                .and_then(|()| {
+                    let mut places = places.into_iter();
+                    places.try_for_each(|(place, bytes)| prefer(place, ptr::from_ref(bytes).cast(), 4))
+                })
                 .and_then(|()| {
                     result::get_matmul_algo_heuristic(
                         handle,

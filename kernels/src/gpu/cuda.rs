@@ -10,7 +10,7 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::arena::Arena;
 use super::cublas::{Library, WORKSPACE};
-use super::fatbins::FATBINS;
+use super::fatbins::{COMPILED_BY, FATBINS};
 use super::lanes::Lane;
 use super::streams::Streams;
 use super::{Argument, Backend, Facts, Kernel, LibraryProduct, Shape, Usage};
@@ -18,6 +18,10 @@ use crate::{Error, Result};
 
 /// What a card keeps of its memory besides ours: the driver's own needs while kernels are loaded.
 const RESERVE: u64 = 512 << 20;
+
+/// The oldest CUDA that a driver can be of, as it counts (12080 is 12.8): the one that has all functions that are called, or the
+/// first of the compiler's major version, whose machine code older drivers do not load.
+const OLDEST_DRIVER: u32 = if COMPILED_BY < 13000 { 12080 } else { COMPILED_BY / 1000 * 1000 };
 
 /// A card.
 pub(super) struct Card {
@@ -46,7 +50,7 @@ fn said(what: &str) -> impl Fn(DriverError) -> Error {
         let name = text(error.error_name());
         let mut reason = format!("{} ({name})", text(error.error_string()));
         if error.0 == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
-            reason.push_str("; the kernels of this program are for other cards, or need a newer driver");
+            reason.push_str("; the kernels of this program are for other cards");
         }
         failed(what, reason)
     }
@@ -60,6 +64,16 @@ pub(super) fn count() -> Result<u32> {
         return Err(failed(LOOKING, "NVIDIA's driver is not installed here (no libcuda.so.1)"));
     }
     result::init().map_err(said(LOOKING))?;
+    let mut version = 0;
+    // SAFETY: one number that the driver writes.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(said(LOOKING))?;
+    if version.unsigned_abs() < OLDEST_DRIVER {
+        let [known, needed] =
+            [version.unsigned_abs(), OLDEST_DRIVER].map(|of| format!("{}.{}", of / 1000, of % 1000 / 10));
+        let reason =
+            format!("NVIDIA's driver here is of CUDA {known}, and this program needs one of CUDA {needed} or newer");
+        return Err(failed(LOOKING, reason));
+    }
     match result::device::get_count().map_err(said(LOOKING))? {
         0 => Err(failed(LOOKING, "the driver knows no card")),
         count => Ok(count.unsigned_abs()),

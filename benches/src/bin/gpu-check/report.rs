@@ -33,6 +33,16 @@ impl Report {
         }
     }
 
+    /// The most memory that something may take.
+    pub(super) fn memory(&mut self, case: &str, bytes: u64, most: u64) {
+        let holds = bytes <= most;
+        self.checks.push(json!({"family": "memory", "case": case, "bytes": bytes, "most": most, "holds": holds}));
+        if !holds {
+            let [found, allowed] = [bytes, most].map(|bytes| bytes as f64 / 1e9);
+            self.wrong(format!("{case}: {found:.1} GB of memory, allowed {allowed:.0}"));
+        }
+    }
+
     /// A part that could not be run to its end.
     pub(super) fn failed(&mut self, part: &str, reason: &str) {
         self.wrong(format!("{part}: {reason}"));

@@ -46,6 +46,8 @@ struct Case {
     tokens: &'static [usize],
     skewed: bool,
     offload: Offload,
+    /// What it may take of a card, in bytes: cards of 80 and of 32 GB are meant, with room for the driver.
+    memory: u64,
 }
 
 const NEXT: Case = Case {
@@ -54,13 +56,14 @@ const NEXT: Case = Case {
     tokens: &[4096, 8192, 16384],
     skewed: false,
     offload: Offload::Nothing,
+    memory: 75_000_000_000,
 };
 const CASES: [Case; 4] = [
     NEXT,
     // Beside the last one of those: the same numbers at the same rate, if the copies are hidden.
     Case { name: "80B offload", tokens: &[16384], offload: Offload::LayerInputs, ..NEXT },
     Case { name: "80B skewed", tokens: &[8192], skewed: true, ..NEXT },
-    Case { name: "30B", config: QWEN3_30B, tokens: &[4096, 16384], ..NEXT },
+    Case { name: "30B", config: QWEN3_30B, tokens: &[4096, 16384], memory: 30_000_000_000, ..NEXT },
 ];
 
 pub(super) fn parts(small: bool) -> Vec<Part> {
@@ -149,6 +152,9 @@ fn run(case: Case, small: bool, gpu: &Gpu, seed: u64, report: &mut Report) -> Re
     for &tokens in sizes {
         let measured = step(&config, &plan, &mut model, &mut optimizer, gpu, tokens, seed)?;
         println!("{} {measured}", case.name);
+        if !small {
+            report.memory(&format!("{} {tokens} tokens", case.name), measured.peak, case.memory);
+        }
         report.note(&format!("step {} {tokens}", case.name), measured.json(loaded, moments));
     }
     Ok(())

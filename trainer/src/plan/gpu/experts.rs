@@ -11,8 +11,10 @@ const SORTED: u64 = 64;
 const TILE_ROWS: u64 = 128;
 const SMALL_TILE_ROWS: u64 = 64;
 const FEW_ROWS: u64 = 96;
-/// Mean rows of an expert from which on weights are decoded before products, and experts whose weights are decoded at once.
+/// Mean rows of an expert from which on weights are decoded before products, but for the generation whose products always decode
+/// them, and experts whose weights are decoded at once.
 const DECODED_ROWS: u64 = 1024;
+const ALWAYS_INSIDE: u32 = 9;
 const AT_ONCE: u64 = 32;
 /// Columns of a row over which one share of a routing weight's gradient is summed.
 const SHARE: u64 = 64;
@@ -119,7 +121,8 @@ impl Experts {
         let (block, nested) = (BLOCK as u64, (BLOCK * NESTED_BLOCK) as u64);
         let whole =
             self.hidden.is_multiple_of(block) && self.width.is_multiple_of(block) && values.is_multiple_of(nested);
-        let inside = whole && self.rows(walk) / self.count.max(1) < DECODED_ROWS;
+        let few = self.rows(walk) / self.count.max(1) < DECODED_ROWS;
+        let inside = whole && (few || walk.card.generation == ALWAYS_INSIDE);
         let matrices = match which {
             Matrices::GateUp => 2,
             Matrices::Down => 1,

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "emulator.h"
+
 extern "C" int cuLaunchHostFunc(void* stream, void (*work)(void*), void* data);
 
 namespace {
@@ -51,30 +53,12 @@ bool fits(const Product& product, const Layout& a, const Layout& b, const Layout
     return all && inner == other && d.rows == rows && d.columns == columns && c.rows == rows && c.columns == columns;
 }
 
-float to_float(const void* at, int type, uint64_t place) {
-    uint32_t bits;
-    if (type == F32) {
-        std::memcpy(&bits, static_cast<const char*>(at) + 4 * place, 4);
-    } else {
-        uint16_t half;
-        std::memcpy(&half, static_cast<const char*>(at) + 2 * place, 2);
-        bits = uint32_t(half) << 16;
-    }
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
+float read(const void* at, int type, uint64_t place) {
+    return type == F32 ? static_cast<const float*>(at)[place] : to_float(static_cast<const bf16*>(at)[place]);
 }
-
-void from_float(void* at, int type, uint64_t place, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if (type == F32) {
-        std::memcpy(static_cast<char*>(at) + 4 * place, &bits, 4);
-        return;
-    }
-    // To the nearest, ties to even; what is no number stays none.
-    uint16_t half = value != value ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    std::memcpy(static_cast<char*>(at) + 2 * place, &half, 2);
+void write(void* at, int type, uint64_t place, float value) {
+    if (type == F32) static_cast<float*>(at)[place] = value;
+    else static_cast<bf16*>(at)[place] = to_bf16(value);
 }
 
 // All that was asked, for when its turn comes.
@@ -97,10 +81,10 @@ void compute(void* data) {
             for (uint64_t k = 0; k < inner; k++) {
                 uint64_t at_a = product.transposed[0] ? row * of_a.stride + k : k * of_a.stride + row;
                 uint64_t at_b = product.transposed[1] ? k * of_b.stride + column : column * of_b.stride + k;
-                sum += to_float(a, BF16, at_a) * to_float(b, BF16, at_b);
+                sum += read(a, BF16, at_a) * read(b, BF16, at_b);
             }
-            float before = beta == 0 ? 0 : beta * to_float(c, of_c.type, column * of_c.stride + row);
-            from_float(d, of_d.type, column * of_d.stride + row, alpha * sum + before);
+            float before = beta == 0 ? 0 : beta * read(c, of_c.type, column * of_c.stride + row);
+            write(d, of_d.type, column * of_d.stride + row, alpha * sum + before);
         }
     }
 }
